@@ -1,0 +1,6 @@
+#pragma once
+#include <filesystem>
+#include "text/tokenizer_spec.h"
+namespace ekiben {
+Result<text::TokenizerSpec> FolderTokenizer(const std::filesystem::path& folder);
+}
