@@ -1,0 +1,5 @@
+#include "ops/paged_attention_body.h"
+
+void ekiben::avx512::RunAttentionItem(const AttentionItem& item) {
+  AttentionItemInLanes(item);
+}

@@ -1,0 +1,259 @@
+// The body of ops/paged_attention.h for sixteen lanes. Included by paged_attention_avx2.cc and _avx512.cc only.
+// Long on purpose: a kernel read in order. Three loops over a tile: scores, softmax, values.
+//
+// Register blocking: up to 6 query rows x 4 vectors (64 keys, or 64 head dimensions) of accumulators in the 512-bit
+// form, 6 x 1 in the 256-bit form, which has half as many registers of half the width.
+#pragma once
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "ops/lanes.h"
+#include "ops/lanes_bf16.h"
+#include "ops/paged_attention.h"
+#include "ops/rope.h"
+
+namespace ekiben {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorsMax = 4;
+#else
+constexpr int kVectorsMax = 1;
+#endif
+constexpr int kRowsAtOnce = 6;
+constexpr int32_t kTile = kAttentionTileTokens;
+constexpr int32_t kGroup = kKvGroupTokens;
+
+// What one step along the sum multiplies: a pair of bf16 or one f32.
+struct BF16Element {
+  using Type = uint16_t;
+  static constexpr int kStep = 2;
+  using Operand = Pairs;
+  [[gnu::always_inline]] static Operand LoadOperand(const Type* p) { return LoadPairs(p); }
+  [[gnu::always_inline]] static Operand BroadcastOperand(const Type* p) { return BroadcastPair(p); }
+  [[gnu::always_inline]] static Lanes Accumulate(Lanes acc, Operand a, Operand b) { return AccumulatePair(acc, a, b); }
+  [[gnu::always_inline]] static void StoreRounded(Type* p, Lanes a) { StoreBF16(p, a); }
+};
+struct F32Element {
+  using Type = float;
+  static constexpr int kStep = 1;
+  using Operand = Lanes;
+  [[gnu::always_inline]] static Operand LoadOperand(const Type* p) { return Load(p); }
+  [[gnu::always_inline]] static Operand BroadcastOperand(const Type* p) { return Broadcast(*p); }
+  [[gnu::always_inline]] static Lanes Accumulate(Lanes acc, Operand a, Operand b) { return Fma(a, b, acc); }
+  [[gnu::always_inline]] static void StoreRounded(Type* p, Lanes a) { Store(p, a); }
+};
+
+// scores[r][v * 16 ..] = q[r] . keys of group v, for R rows and V groups of 16 keys.
+template <class E, int R, int V>
+[[gnu::noinline]] void ScoreBlock(const typename E::Type* q, int64_t q_stride, const typename E::Type* const* keys,
+                                  int32_t head_dim, float* scores) {
+  Lanes acc[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) acc[r][v] = Zero();
+  const typename E::Type* key[V];
+  for (int v = 0; v < V; ++v) key[v] = keys[v];
+  for (int32_t i = 0; i < head_dim; i += E::kStep) {
+    typename E::Operand k[V];
+    for (int v = 0; v < V; ++v) k[v] = E::LoadOperand(key[v] + i * kGroup);
+    for (int r = 0; r < R; ++r) {
+      typename E::Operand b = E::BroadcastOperand(q + r * q_stride + i);
+      for (int v = 0; v < V; ++v) acc[r][v] = E::Accumulate(acc[r][v], k[v], b);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) Store(scores + r * kTile + v * kGroup, acc[r][v]);
+}
+
+// The value groups of a tile that some row sees: group g's first `steps` steps, from values[g].
+template <class E>
+struct ValueTile {
+  const typename E::Type* values[kTile / kGroup];
+  int32_t steps[kTile / kGroup];
+  int32_t first, last;  // groups [first, last)
+};
+
+// o[r][v * 16 ..] = o * decay[r] + p[r] . values, for R rows and V vectors of head dimensions.
+template <class E, int R, int V>
+[[gnu::noinline]] void ValueBlock(float* o, int64_t o_stride, const float* decay, const typename E::Type* p,
+                                  const ValueTile<E>& tile, int64_t step_stride, int32_t offset) {
+  Lanes acc[R][V];
+  for (int r = 0; r < R; ++r) {
+    Lanes d = Broadcast(decay[r]);
+    for (int v = 0; v < V; ++v) acc[r][v] = Multiply(Load(o + r * o_stride + v * kLanes), d);
+  }
+  for (int32_t g = tile.first; g < tile.last; ++g) {
+    const typename E::Type* value = tile.values[g] + offset;
+    const typename E::Type* probability = p + g * kGroup;
+    for (int32_t s = 0; s < tile.steps[g]; ++s, value += step_stride, probability += E::kStep) {
+      typename E::Operand k[V];
+      for (int v = 0; v < V; ++v) k[v] = E::LoadOperand(value + v * kLanes * E::kStep);
+      for (int r = 0; r < R; ++r) {
+        typename E::Operand b = E::BroadcastOperand(probability + r * kTile);
+        for (int v = 0; v < V; ++v) acc[r][v] = E::Accumulate(acc[r][v], k[v], b);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) Store(o + r * o_stride + v * kLanes, acc[r][v]);
+}
+
+// Calls f with `rows` as a constant.
+template <class F>
+[[gnu::always_inline]] inline void WithRows(int rows, F&& f) {
+  switch (rows) {
+    case 1: f(std::integral_constant<int, 1>()); break;
+    case 2: f(std::integral_constant<int, 2>()); break;
+    case 3: f(std::integral_constant<int, 3>()); break;
+    case 4: f(std::integral_constant<int, 4>()); break;
+    case 5: f(std::integral_constant<int, 5>()); break;
+    default: f(std::integral_constant<int, kRowsAtOnce>()); break;
+  }
+}
+
+// Calls f(first vector, count as a constant) over `count` vectors, the widest first.
+template <class F>
+[[gnu::always_inline]] inline void ForVectors(int32_t first, int32_t count, F&& f) {
+  int32_t end = first + count;
+  if constexpr (kVectorsMax >= 4) {
+    for (; end - first >= 4; first += 4) f(first, std::integral_constant<int, 4>());
+    if (end - first >= 2) {
+      f(first, std::integral_constant<int, 2>());
+      first += 2;
+    }
+  }
+  for (; first < end; ++first) f(first, std::integral_constant<int, 1>());
+}
+
+// The running state of up to kAttentionRowsMax query rows: row r is token r / heads, head r % heads.
+template <class E>
+class Item {
+  using Type = typename E::Type;
+
+ public:
+  explicit Item(const AttentionItem& item) : item_(item), rows_(item.tokens * item.heads) {
+    int32_t d = item.head_dim, padded = item.head_dim_padded;
+    Lanes scale = Broadcast(item.scale);
+    for (int32_t r = 0; r < rows_; ++r) {
+      const float* q = item.q + r / item.heads * item.q_stride + r % item.heads * d;
+      for (int32_t i = 0; i < padded; i += kLanes) {
+        int64_t n = std::min<int64_t>(kLanes, d - i);
+        E::StoreRounded(q_ + r * padded + i, Multiply(LoadFirst(q + i, n), scale));
+        Store(o_ + r * padded + i, Zero());
+      }
+      Store(sum_[r], Zero());
+      peak_[r] = -std::numeric_limits<float>::infinity();
+    }
+  }
+
+  void Run() {
+    int32_t last = item_.position + item_.tokens - 1;
+    for (int32_t begin = FirstVisible(item_.position) / kTile * kTile; begin <= last; begin += kTile) AddTile(begin);
+    WriteOut();
+  }
+
+ private:
+  int32_t FirstVisible(int32_t position) const {
+    return item_.window > 0 ? std::max(0, position - item_.window + 1) : 0;
+  }
+
+  // Only groups that some row sees are touched: blocks before a window may have gone, those after are not there yet.
+  void AddTile(int32_t begin) {
+    int32_t lo = std::max(FirstVisible(item_.position) - begin, 0);
+    int32_t hi = std::min(item_.position + item_.tokens - begin, kTile);
+    ValueTile<E> tile;
+    tile.first = lo / kGroup;
+    tile.last = (hi + kGroup - 1) / kGroup;
+    const Type* keys[kTile / kGroup];
+    for (int32_t g = tile.first; g < tile.last; ++g) {
+      int32_t position = begin + g * kGroup, in_block = position % item_.tokens_per_block;
+      size_t block = static_cast<size_t>(item_.blocks[position / item_.tokens_per_block].value);
+      const std::byte* group =
+          item_.keys + block * item_.block_bytes + static_cast<size_t>(in_block / kGroup) * item_.group_bytes;
+      keys[g] = reinterpret_cast<const Type*>(group);
+      tile.values[g] = reinterpret_cast<const Type*>(group + item_.values_offset);
+      tile.steps[g] = (std::min(hi - g * kGroup, kGroup) + E::kStep - 1) / E::kStep;
+    }
+    for (int32_t r = 0; r < rows_; r += kRowsAtOnce) {
+      int n = std::min(kRowsAtOnce, rows_ - r);
+      WithRows(n, [&](auto count) { AddTileToRows<count>(r, begin, tile, keys); });
+    }
+  }
+
+  template <int R>
+  void AddTileToRows(int32_t r, int32_t begin, const ValueTile<E>& tile, const Type* const* keys) {
+    int32_t padded = item_.head_dim_padded;
+    alignas(64) float scores[R * kTile];
+    alignas(64) Type p[R * kTile];
+    float decay[R];
+    ForVectors(tile.first, tile.last - tile.first, [&](int32_t g, auto count) {
+      ScoreBlock<E, R, count>(q_ + r * padded, padded, keys + g, item_.head_dim, scores + g * kGroup);
+    });
+    for (int i = 0; i < R; ++i)
+      decay[i] = Softmax(r + i, begin, tile.first, tile.last, scores + i * kTile, p + i * kTile);
+    ForVectors(0, padded / kLanes, [&](int32_t v, auto count) {
+      ValueBlock<E, R, count>(o_ + r * padded + v * kLanes, padded, decay, p, tile, padded * E::kStep,
+                              v * kLanes * E::kStep);
+    });
+  }
+
+  // Scores of row r to probabilities; what earlier tiles count for is returned.
+  float Softmax(int32_t r, int32_t begin, int32_t first, int32_t last, const float* scores, Type* p) {
+    int32_t position = item_.position + r / item_.heads;
+    int32_t lo = FirstVisible(position) - begin, hi = position + 1 - begin;
+    Lanes s[kTile / kGroup];
+    Lanes peaks = Broadcast(-std::numeric_limits<float>::infinity());
+    for (int32_t g = first; g < last; ++g) {
+      s[g] = Load(scores + g * kGroup);
+      if (lo > g * kGroup || hi < (g + 1) * kGroup) s[g] = KeepRange(s[g], lo - g * kGroup, hi - g * kGroup);
+      peaks = Max(peaks, s[g]);
+    }
+    if (hi <= 0 || lo >= last * kGroup) {  // this row sees none of the tile, another of the item does
+      for (int32_t g = first; g < last; ++g) E::StoreRounded(p + g * kGroup, Zero());
+      return 1.0f;
+    }
+    float peak = std::max(peak_[r], MaxOf(peaks));
+    Lanes decay = Exp2(Broadcast(peak_[r] - peak));
+    peak_[r] = peak;
+    Lanes sum = Zero(), shift = Broadcast(peak);
+    for (int32_t g = first; g < last; ++g) {
+      Lanes e = Exp2(Subtract(s[g], shift));
+      sum = Add(sum, e);
+      E::StoreRounded(p + g * kGroup, e);
+    }
+    Store(sum_[r], Fma(Load(sum_[r]), decay, sum));
+    alignas(64) float out[kLanes];
+    Store(out, decay);
+    return out[0];
+  }
+
+  void WriteOut() {
+    int32_t d = item_.head_dim, padded = item_.head_dim_padded;
+    for (int32_t r = 0; r < rows_; ++r) {
+      float* out = item_.out + r / item_.heads * item_.out_stride + r % item_.heads * d;
+      Lanes scale = Broadcast(1.0f / Sum(Load(sum_[r])));
+      for (int32_t i = 0; i < d; i += kLanes) {
+        StoreFirst(out + i, Multiply(Load(o_ + r * padded + i), scale), std::min<int64_t>(kLanes, d - i));
+      }
+    }
+  }
+
+  const AttentionItem& item_;
+  int32_t rows_;
+  alignas(64) Type q_[kAttentionRowsMax * kHeadDimMax];
+  alignas(64) float o_[kAttentionRowsMax * kHeadDimMax];
+  alignas(64) float sum_[kAttentionRowsMax][kLanes];
+  float peak_[kAttentionRowsMax];
+};
+
+inline void AttentionItemInLanes(const AttentionItem& item) {
+  if (item.dtype == DType::kBF16) {
+    Item<BF16Element>(item).Run();
+  } else {
+    Item<F32Element>(item).Run();
+  }
+}
+
+}  // namespace
+}  // namespace ekiben
