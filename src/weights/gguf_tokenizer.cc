@@ -179,7 +179,10 @@ void ReadByteLevelTokens(const Vocabulary& vocabulary, TokenizerSpec& spec) {
       case kUnused: break;  // padding of the embedding
       case kUnknown:
       case kControl: AddToken(id, std::string(text), true, spec); break;
-      case kUserDefined: AddToken(id, std::string(text), false, spec); break;
+      case kUserDefined:
+        // "[PAD8]" at 8: what some converters write for rows of the embedding that have no token.
+        if (text != fmt::format("[PAD{}]", id)) AddToken(id, std::string(text), false, spec);
+        break;
       default: spec.tokens[id] = DecodeAlphabet(text).value_or(std::string(text));
     }
   }
