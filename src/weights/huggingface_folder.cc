@@ -122,6 +122,12 @@ Result<void> ReadTokenizer(const fs::path& folder, const json::object& config, C
   return {};
 }
 
+std::string NameOfFolder(const fs::path& folder) {
+  std::error_code code;
+  fs::path whole = fs::weakly_canonical(folder, code);
+  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();  // "model/" ends in an empty name
+}
+
 Result<void> AddTensors(const SafetensorsSet& set, Checkpoint& checkpoint) {
   for (const auto& [name, place] : set.tensors) {
     const SafetensorsTensor& tensor = *place.tensor;
@@ -183,7 +189,7 @@ Result<Checkpoint> OpenHuggingFace(const fs::path& path) {
   Result<ModelConfig> config = ModelConfigFromHuggingFace(object);
   if (!config.ok()) return std::move(config).error().Within(config_path.string());
   checkpoint.config = *std::move(config);
-  if (checkpoint.config.name.empty()) checkpoint.config.name = fs::weakly_canonical(folder, code).filename().string();
+  if (checkpoint.config.name.empty()) checkpoint.config.name = NameOfFolder(folder);
 
   ASSIGN_OR_RETURN(SafetensorsSet set, OpenSafetensorsSet(path));
   RETURN_IF_ERROR(AddTensors(set, checkpoint));
