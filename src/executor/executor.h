@@ -14,14 +14,11 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "request/request.h"
+#include "schedule/plan_step.h"  // CapacityPolicy, BatchingStrategy, ChunkingPolicy
 
 namespace ekiben {
 
 class Backend;
-
-enum class CapacityPolicy : uint8_t { kGuaranteedNoEvict, kMaxUtilization };
-enum class BatchingStrategy : uint8_t { kInflightFusedBatching, kV1 };  // kV1: static batches
-enum class ChunkingPolicy : uint8_t { kFirstComeFirstServed, kEqualProgress };
 
 // TensorRT-LLM's names; section 2.3 and 2.4 of its options. Each is read at start.
 struct ExecutorConfig {
@@ -76,6 +73,10 @@ class Executor {
   // False after a device fault; the message says which.
   virtual bool healthy() const = 0;
   virtual std::string fault() const = 0;
+
+  // Recounts every block, slot and sequence from scratch; the error names the invariant that is broken. Slow: for
+  // tests. REQUIRES: not started, or stopped.
+  virtual Result<void> Audit() const = 0;
 };
 
 }  // namespace ekiben

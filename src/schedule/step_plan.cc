@@ -1,6 +1,7 @@
 #include "schedule/step_plan.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <type_traits>
 
@@ -32,6 +33,11 @@ StepPlan::StepPlan(const StepPlanCapacity& capacity) {
 
 void StepPlan::Clear() {
   *header_ = Header{.capacity = header_->capacity};
+}
+
+void StepPlan::CopyFrom(const StepPlan& other) {
+  CHECK_EQ(bytes_, other.bytes_);
+  std::memcpy(block_.get(), other.block_.get(), bytes_);
 }
 
 bool StepPlan::HasRoom(int32_t rows, int32_t tokens) const {

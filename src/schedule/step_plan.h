@@ -58,6 +58,8 @@ class StepPlan {
   explicit StepPlan(const StepPlanCapacity& capacity);
 
   void Clear();
+  // REQUIRES: equal capacities. One copy of bytes(), as a device would take it.
+  void CopyFrom(const StepPlan& other);
   bool empty() const { return header_->row_count == 0; }
   const StepPlanCapacity& capacity() const { return header_->capacity; }
 

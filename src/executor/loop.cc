@@ -1,0 +1,31 @@
+#include "executor/loop.h"
+
+#include "executor/allocation_count.h"
+
+namespace ekiben {
+
+// One turn. With one ticket: plan, run and commit a step. With two: launch step n+1, then finish n.
+bool ExecutorLoop::Step() {
+  Nanos begin = clock_.Now();
+  uint64_t allocations = ThreadAllocations();
+  in_backend_ = {};
+  bool worked = TakeArrivals();
+  worked |= EndCancelledAndExpired(begin);
+  CompactRunning();
+  bool launched = false;
+  if (healthy() && !WaitingForCompany(begin)) {
+    Plan();
+    if (decision_.has_rows()) {
+      Act();
+      launched = Launch();
+    }
+  }
+  bool finish = in_flight_ == flights_.size() || (in_flight_ > 0 && !launched);
+  if (finish) FinishOldest();
+  CompactRunning();
+  counters_.allocations_in_steps.fetch_add(ThreadAllocations() - allocations, std::memory_order_relaxed);
+  PublishStats(begin);
+  return worked || launched || finish;
+}
+
+}  // namespace ekiben
