@@ -6,8 +6,9 @@
 // Packings. N = out_features, K = in_features; rows in groups of 16 (padded with zeros).
 //   kF32         exact; the oracle's path.
 //   kBF16        weights rounded to bf16, bf16 activations, f32 accumulation.
-//   kInt8        per-channel (or per-group) int8 weights, int8 activations.
-//   kInt4Block32 4-bit blocks of 32 with scale and minimum (GGUF Q4_1 / Q4_0 content, unchanged), int8 activations.
+//   kInt8        int8 weights with a scale per row and 64 columns, int8 activations (ops/quantize.h).
+//   kInt4Block32 4-bit blocks of 32 with scale and minimum, int8 activations. GGUF Q4_1 and Q4_0 codes are kept; a
+//                block's scale and minimum are kept to 1/16383 of the row's largest.
 // Thread: caller's, forks over ctx.pool.
 #pragma once
 #include <cstdint>
@@ -19,6 +20,7 @@
 #include "base/result.h"
 #include "device/tensor_view.h"
 #include "ops/op_context.h"
+#include "ops/quantize.h"
 
 namespace ekiben {
 
@@ -44,7 +46,8 @@ struct LinearSource {
 
 // Bytes that PackLinear writes.
 size_t PackedBytes(Packing packing, int64_t out_features, int64_t in_features);
-// Whether `source` goes into `packing` without loss; the builder's `auto` picks with it.
+// Whether `source` keeps its values in `packing` (kInt4Block32: its codes, see above); the builder's `auto` picks with
+// it.
 bool IsLossless(Packing packing, DType source);
 // `out` has PackedBytes bytes, zeroed. Errors: in_features not a multiple of the packing's block, unsupported dtype.
 Result<void> PackLinear(Packing packing, int64_t in_features, std::span<const LinearSource> pieces,
@@ -53,6 +56,8 @@ Result<void> PackLinear(Packing packing, int64_t in_features, std::span<const Li
 // y[t, n] (f32, [tokens, out_features], row stride free) = x[t, :] . W[n, :] + bias[n]; x f32 [tokens, in_features].
 // y and x do not overlap.
 void Linear(OpContext& ctx, TensorView y, TensorView x, const LinearWeight& w);
+// The same for rows that are already quantised, so that linears with one input share the work. Integer packings only.
+void LinearQuantized(OpContext& ctx, TensorView y, const QuantizedRows& x, const LinearWeight& w);
 // The plain reference: same result bit for bit as every body of the packing.
 void LinearReference(TensorView y, TensorView x, const LinearWeight& w);
 

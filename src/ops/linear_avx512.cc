@@ -1,0 +1,3 @@
+#include "ops/linear_body.h"
+
+const ekiben::LinearKernels ekiben::kLinearAvx512 = {QuantizeToken, Int4Rows, Int8Rows, F32Rows, BF16Rows, ToBF16};

@@ -1,0 +1,427 @@
+// The bodies of ops/linear.h and ops/quantize.h for sixteen lanes. Included by linear_avx2.cc and linear_avx512.cc
+// only. May be long: kernels read in order.
+//
+// Integer packings. For a group of 16 rows and a strip of 64 columns the weights sit in 16 registers; the strip's
+// records (one a token, two for tokens with outliers) stream past them, four at a time so that eight chains of
+// vpdpbusd (latency 4, one a cycle) keep the unit busy. Each record adds one f32 term per row to an accumulator in L1.
+//
+// 4 bits, a block of 32 columns, S = the sum of its codes x:
+//   acc = S * (4 * 65536 - 8), then 8 vpdpbusd add sum(code * x). As two 16-bit words: lower = sum((code - 8) x), which
+//   |15 - 8| * 127 * 32 bounds below 2^15; upper = 4 S, less 1 where the lower word is negative (an error of 1/4 in S,
+//   below the rounding of x itself, and the same in every body).
+//   One vpdpwssd by the pair {scale, offset} then gives scale * lower + offset * upper, the whole block, exactly.
+// Two blocks make a strip: 19 multiply slots of which 16 multiply codes, so at most 84 % of the vpdpbusd peak.
+//
+// Order of summation, the same in every body and batch: strips ascending; in a strip the token's first record, then
+// its second; y = acc * unit[row] (+ bias).
+#pragma once
+#include "ops/lanes.h"
+#include "ops/lanes_bf16.h"
+#include "ops/linear_kernels.h"
+#include "ops/packing.h"
+
+namespace ekiben {
+namespace {
+
+#define BODY_INLINE [[gnu::always_inline]] static inline
+#define UNROLL _Pragma("GCC unroll 16")
+
+#if defined(__AVX512F__)
+
+struct Ints {
+  __m512i v;
+};
+BODY_INLINE Ints LoadInts(const void* p) {
+  return {_mm512_load_si512(p)};
+}
+BODY_INLINE Ints BroadcastInt(int32_t x) {
+  return {_mm512_set1_epi32(x)};
+}
+BODY_INLINE Ints ZeroInts() {
+  return {_mm512_setzero_si512()};
+}
+BODY_INLINE Ints AddInts(Ints a, Ints b) {
+  return {_mm512_add_epi32(a.v, b.v)};
+}
+BODY_INLINE Ints LowNibbles(Ints a) {
+  return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))};
+}
+BODY_INLINE Ints HighNibbles(Ints a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+// acc += four products of unsigned weight bytes and the four signed bytes at x, the same four for every lane.
+// As an embedded broadcast: the load then costs no slot of its own. (g++ 12 hoists the broadcast out of intrinsics.)
+BODY_INLINE Ints DotBytes(Ints acc, Ints weights, const int8_t* x) {
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(weights.v), "m"(*reinterpret_cast<const int32_t*>(x)));
+  return acc;
+}
+BODY_INLINE Ints DotSmallBytes(Ints acc, Ints weights, const int8_t* x) {
+  return DotBytes(acc, weights, x);
+}
+BODY_INLINE Ints DotWords(Ints acc, Ints a, Ints b) {
+  return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)};
+}
+BODY_INLINE Lanes ToFloat(Ints a) {
+  return {_mm512_cvtepi32_ps(a.v)};
+}
+BODY_INLINE Lanes LoadBF16(const uint16_t* p) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+// 16 values to codes, round to nearest even.
+BODY_INLINE void StoreCodes(int8_t* out, Lanes scaled) {
+  _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(scaled.v)));
+}
+BODY_INLINE Lanes RoundLanes(Lanes a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+BODY_INLINE Lanes Magnitude(Lanes a) {
+  return {_mm512_abs_ps(a.v)};
+}
+
+#else
+
+struct Ints {
+  __m256i lo, hi;
+};
+BODY_INLINE Ints LoadInts(const void* p) {
+  const __m256i* q = static_cast<const __m256i*>(p);
+  return {_mm256_load_si256(q), _mm256_load_si256(q + 1)};
+}
+BODY_INLINE Ints BroadcastInt(int32_t x) {
+  return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+BODY_INLINE Ints ZeroInts() {
+  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+BODY_INLINE Ints AddInts(Ints a, Ints b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+BODY_INLINE Ints LowNibbles(Ints a) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+}
+BODY_INLINE Ints HighNibbles(Ints a) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(a.lo, 4), mask), _mm256_and_si256(_mm256_srli_epi16(a.hi, 4), mask)};
+}
+// vpmaddubsw saturates at 2^15, so weights above 128 go through 16-bit products: even and odd bytes apart.
+BODY_INLINE __m256i DotEight(__m256i acc, __m256i weights, __m256i x) {
+  const __m256i low = _mm256_set1_epi16(255);
+  __m256i even = _mm256_madd_epi16(_mm256_and_si256(weights, low), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+  __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(weights, 8), _mm256_srai_epi16(x, 8));
+  return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+BODY_INLINE int32_t LoadQuad(const int8_t* x) {
+  int32_t quad;
+  __builtin_memcpy(&quad, x, 4);
+  return quad;
+}
+BODY_INLINE Ints DotBytes(Ints acc, Ints weights, const int8_t* x) {
+  __m256i quad = _mm256_set1_epi32(LoadQuad(x));
+  return {DotEight(acc.lo, weights.lo, quad), DotEight(acc.hi, weights.hi, quad)};
+}
+// Weights up to 15: two products of 15 * 127 fit 16 bits.
+BODY_INLINE Ints DotSmallBytes(Ints acc, Ints weights, const int8_t* x) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i quad = _mm256_set1_epi32(LoadQuad(x));
+  __m256i lo = _mm256_madd_epi16(_mm256_maddubs_epi16(weights.lo, quad), ones);
+  __m256i hi = _mm256_madd_epi16(_mm256_maddubs_epi16(weights.hi, quad), ones);
+  return {_mm256_add_epi32(acc.lo, lo), _mm256_add_epi32(acc.hi, hi)};
+}
+BODY_INLINE Ints DotWords(Ints acc, Ints a, Ints b) {
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
+}
+BODY_INLINE Lanes ToFloat(Ints a) {
+  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+BODY_INLINE Lanes LoadBF16(const uint16_t* p) {
+  const __m128i* q = reinterpret_cast<const __m128i*>(p);
+  __m256i lo = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), 16);
+  __m256i hi = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1)), 16);
+  return {_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)};
+}
+BODY_INLINE void StoreCodes(int8_t* out, Lanes scaled) {
+  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(scaled.lo), _mm256_cvtps_epi32(scaled.hi));
+  words = _mm256_permute4x64_epi64(words, 0xD8);
+  __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_store_si128(reinterpret_cast<__m128i*>(out), bytes);
+}
+BODY_INLINE Lanes RoundLanes(Lanes a) {
+  return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+          _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+BODY_INLINE Lanes Magnitude(Lanes a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+
+#endif
+
+// ---- Quantising a token ---------------------------------------------------------------------------------------------
+
+// The sum of 32 codes.
+BODY_INLINE int32_t SumCodes(const int8_t* codes) {
+  const __m256i flip = _mm256_set1_epi8(-128);
+  __m256i bytes = _mm256_xor_si256(_mm256_load_si256(reinterpret_cast<const __m256i*>(codes)), flip);
+  __m256i sums = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
+  __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  return _mm_cvtsi128_si32(_mm_add_epi64(half, _mm_unpackhi_epi64(half, half))) - 32 * 128;
+}
+
+struct Strip64 {
+  Lanes part[4];
+};
+BODY_INLINE Strip64 LoadStrip(const float* x, int64_t columns) {
+  if (columns >= kStripColumns) return {Load(x), Load(x + 16), Load(x + 32), Load(x + 48)};
+  Strip64 strip;
+  for (int64_t i = 0; i < 4; ++i) {
+    int64_t left = columns - 16 * i;
+    strip.part[i] = left >= 16 ? Load(x + 16 * i) : left > 0 ? LoadFirst(x + 16 * i, left) : Zero();
+  }
+  return strip;
+}
+BODY_INLINE float MaxMagnitude(const Strip64& s) {
+  return MaxOf(Max(Max(Magnitude(s.part[0]), Magnitude(s.part[1])), Max(Magnitude(s.part[2]), Magnitude(s.part[3]))));
+}
+// Quantises `strip`, whose largest magnitude is `maximum`, into record `slot` of a strip's list.
+BODY_INLINE float StoreRecord(const Strip64& strip, float maximum, int32_t token, int8_t* codes, QuantRecord* record) {
+  bool tiny = maximum < kTinyMaximum;
+  float scale = tiny ? 0.0f : maximum / 127.0f;
+  Lanes inverse = Broadcast(tiny ? 0.0f : 127.0f / maximum);
+  UNROLL for (int i = 0; i < 4; ++i) StoreCodes(codes + 16 * i, Multiply(strip.part[i], inverse));
+  int32_t sum0 = SumCodes(codes), sum1 = SumCodes(codes + 32);
+  *record = {{sum0 * kInt4Start, sum1 * kInt4Start}, -128 * (sum0 + sum1), scale, token};
+  return scale;
+}
+
+static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& tile, int32_t token) {
+  // Sum of squares: 64 running sums, then quarters (0 + 1) + (2 + 3), then the lanes as in ops/lanes.h.
+  Lanes squares[4] = {Zero(), Zero(), Zero(), Zero()};
+  for (int64_t c = 0; c < in_features; c += kStripColumns) {
+    Strip64 s = LoadStrip(x + c, in_features - c);
+    UNROLL for (int i = 0; i < 4; ++i) squares[i] = Fma(s.part[i], s.part[i], squares[i]);
+  }
+  float sum = Sum(Add(Add(squares[0], squares[1]), Add(squares[2], squares[3])));
+  float limit = sum * (kOutlierRatio * kOutlierRatio / static_cast<float>(in_features));
+  for (int64_t c = 0, strip_index = 0; c < in_features; c += kStripColumns, ++strip_index) {
+    Strip64 s = LoadStrip(x + c, in_features - c);
+    int8_t* codes = tile.codes + strip_index * tile.capacity * kStripColumns;
+    QuantRecord* records = tile.records + strip_index * tile.capacity;
+    float maximum = MaxMagnitude(s);
+    float scale = StoreRecord(s, maximum, token, codes + token * kStripColumns, records + token);
+    if (!(maximum * maximum > limit)) continue;
+    Lanes inverse = Broadcast(127.0f / maximum), minus_scale = Broadcast(-scale);
+    UNROLL for (int i = 0; i < 4; ++i) {
+      s.part[i] = Fma(RoundLanes(Multiply(s.part[i], inverse)), minus_scale, s.part[i]);
+    }
+    maximum = MaxMagnitude(s);
+    if (maximum < kTinyMaximum) continue;
+    int32_t slot = __atomic_fetch_add(tile.counts + strip_index, 1, __ATOMIC_RELAXED);
+    StoreRecord(s, maximum, token, codes + slot * kStripColumns, records + slot);
+  }
+}
+
+// ---- 4 bits ---------------------------------------------------------------------------------------------------------
+
+// kRecords records of one strip against 16 rows. weights: 8 registers a block; acc: f32 [tokens][16].
+template <int kRecords>
+BODY_INLINE void Int4Records(const Ints (&weights)[16], Ints pair0, Ints pair1, const int8_t* codes,
+                             const QuantRecord* records, float* acc) {
+  Ints a[kRecords], b[kRecords];
+  UNROLL for (int r = 0; r < kRecords; ++r) {
+    a[r] = BroadcastInt(records[r].int4_start[0]);
+    b[r] = BroadcastInt(records[r].int4_start[1]);
+  }
+  UNROLL for (int j = 0; j < 8; ++j) {
+    UNROLL for (int r = 0; r < kRecords; ++r) {
+      a[r] = DotSmallBytes(a[r], weights[j], codes + r * kStripColumns + 4 * j);
+      b[r] = DotSmallBytes(b[r], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
+    }
+  }
+  UNROLL for (int r = 0; r < kRecords; ++r) {
+    Ints sum = DotWords(DotWords(ZeroInts(), a[r], pair0), b[r], pair1);
+    float* row = acc + records[r].token * kGroupRows;
+    Store(row, Fma(ToFloat(sum), Broadcast(records[r].scale), Load(row)));
+  }
+}
+
+BODY_INLINE void Prefetch(const std::byte* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
+}
+
+BODY_INLINE void StoreRows(const LinearTask& task, int64_t group, int64_t tokens, const float* acc, Lanes unit) {
+  int64_t row = group * kGroupRows, left = task.out_features - row;
+  bool whole = left >= kGroupRows;
+  Lanes bias = Zero();
+  if (task.bias != nullptr) bias = whole ? Load(task.bias + row) : LoadFirst(task.bias + row, left);
+  for (int64_t t = 0; t < tokens; ++t) {
+    Lanes y = Multiply(Load(acc + t * kGroupRows), unit);
+    if (task.bias != nullptr) y = Add(y, bias);
+    float* out = task.y + t * task.y_stride + row;
+    whole ? Store(out, y) : StoreFirst(out, y, left);
+  }
+}
+
+static void Int4Rows(const LinearTask& task) {
+  alignas(64) float acc[kTileTokens * kGroupRows];
+  const QuantTile& tile = task.tile;
+  int64_t strips = (task.in_features + kStripColumns - 1) / kStripColumns;
+  int64_t group_bytes = strips * static_cast<int64_t>(sizeof(Int4Strip)) + 64;
+  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+    const std::byte* data = task.weight + group * group_bytes;
+    for (int32_t t = 0; t < tile.tokens; ++t) Store(acc + t * kGroupRows, Zero());
+    for (int64_t s = 0; s < strips; ++s, data += sizeof(Int4Strip)) {
+      const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(data);
+      if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int4Strip));
+      Ints weights[16];
+      UNROLL for (int j = 0; j < 4; ++j) {
+        Ints first = LoadInts(strip->codes[0][j]), second = LoadInts(strip->codes[1][j]);
+        weights[j] = LowNibbles(first);
+        weights[4 + j] = HighNibbles(first);
+        weights[8 + j] = LowNibbles(second);
+        weights[12 + j] = HighNibbles(second);
+      }
+      Ints pair0 = LoadInts(strip->pairs[0]), pair1 = LoadInts(strip->pairs[1]);
+      const int8_t* codes = tile.codes + s * tile.capacity * kStripColumns;
+      const QuantRecord* records = tile.records + s * tile.capacity;
+      int32_t count = tile.counts[s], r = 0;
+      for (; r + 4 <= count; r += 4) {
+        Int4Records<4>(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc);
+      }
+      if ((count & 2) != 0) {
+        Int4Records<2>(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc);
+        r += 2;
+      }
+      if ((count & 1) != 0) Int4Records<1>(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc);
+    }
+    StoreRows(task, group, tile.tokens, acc, Load(reinterpret_cast<const float*>(data)));
+  }
+}
+
+// ---- 8 bits ---------------------------------------------------------------------------------------------------------
+
+template <int kRecords>
+BODY_INLINE void Int8Records(const Ints (&weights)[16], Lanes row_scale, const int8_t* codes,
+                             const QuantRecord* records, float* acc) {
+  Ints a[kRecords], b[kRecords];
+  UNROLL for (int r = 0; r < kRecords; ++r) {
+    a[r] = BroadcastInt(records[r].int8_start);
+    b[r] = ZeroInts();
+  }
+  UNROLL for (int j = 0; j < 8; ++j) {
+    UNROLL for (int r = 0; r < kRecords; ++r) {
+      a[r] = DotBytes(a[r], weights[j], codes + r * kStripColumns + 4 * j);
+      b[r] = DotBytes(b[r], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
+    }
+  }
+  UNROLL for (int r = 0; r < kRecords; ++r) {
+    Lanes scale = Multiply(row_scale, Broadcast(records[r].scale));
+    float* row = acc + records[r].token * kGroupRows;
+    Store(row, Fma(ToFloat(AddInts(a[r], b[r])), scale, Load(row)));
+  }
+}
+
+static void Int8Rows(const LinearTask& task) {
+  alignas(64) float acc[kTileTokens * kGroupRows];
+  const QuantTile& tile = task.tile;
+  int64_t strips = (task.in_features + kStripColumns - 1) / kStripColumns;
+  int64_t code_bytes = strips * static_cast<int64_t>(sizeof(Int8Strip));
+  int64_t group_bytes = code_bytes + ((strips * 32 + 63) & ~int64_t{63});
+  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+    const std::byte* data = task.weight + group * group_bytes;
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(data + code_bytes);
+    for (int32_t t = 0; t < tile.tokens; ++t) Store(acc + t * kGroupRows, Zero());
+    for (int64_t s = 0; s < strips; ++s, data += sizeof(Int8Strip)) {
+      if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int8Strip));
+      Ints weights[16];
+      UNROLL for (int j = 0; j < 16; ++j) weights[j] = LoadInts(data + 64 * j);
+      Lanes row_scale = LoadBF16(scales + s * kGroupRows);
+      const int8_t* codes = tile.codes + s * tile.capacity * kStripColumns;
+      const QuantRecord* records = tile.records + s * tile.capacity;
+      int32_t count = tile.counts[s], r = 0;
+      for (; r + 4 <= count; r += 4) Int8Records<4>(weights, row_scale, codes + r * kStripColumns, records + r, acc);
+      if ((count & 2) != 0) {
+        Int8Records<2>(weights, row_scale, codes + r * kStripColumns, records + r, acc);
+        r += 2;
+      }
+      if ((count & 1) != 0) Int8Records<1>(weights, row_scale, codes + r * kStripColumns, records + r, acc);
+    }
+    StoreRows(task, group, tile.tokens, acc, Broadcast(1.0f));
+  }
+}
+
+// ---- Floats: one running sum an output, columns ascending -----------------------------------------------------------
+
+BODY_INLINE void StoreFloats(const LinearTask& task, int64_t group, int64_t token, Lanes y) {
+  int64_t row = group * kGroupRows, left = task.out_features - row;
+  bool whole = left >= kGroupRows;
+  if (task.bias != nullptr) y = Add(y, whole ? Load(task.bias + row) : LoadFirst(task.bias + row, left));
+  float* out = task.y + token * task.y_stride + row;
+  whole ? Store(out, y) : StoreFirst(out, y, left);
+}
+
+template <int kTokens>
+BODY_INLINE void F32Tokens(const LinearTask& task, int64_t group, const float* weights, int64_t token) {
+  const float* x = static_cast<const float*>(task.x) + token * task.x_stride;
+  Lanes acc[kTokens];
+  UNROLL for (int t = 0; t < kTokens; ++t) acc[t] = Zero();
+  for (int64_t k = 0; k < task.in_features; ++k) {
+    Lanes w = Load(weights + k * kGroupRows);
+    UNROLL for (int t = 0; t < kTokens; ++t) acc[t] = Fma(w, Broadcast(x[t * task.x_stride + k]), acc[t]);
+  }
+  UNROLL for (int t = 0; t < kTokens; ++t) StoreFloats(task, group, token + t, acc[t]);
+}
+
+static void F32Rows(const LinearTask& task) {
+  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+    const float* weights = reinterpret_cast<const float*>(task.weight) + group * task.in_features * kGroupRows;
+    int64_t t = 0;
+    for (; t + 8 <= task.tokens; t += 8) F32Tokens<8>(task, group, weights, t);
+    for (; t + 4 <= task.tokens; t += 4) F32Tokens<4>(task, group, weights, t);
+    for (; t < task.tokens; ++t) F32Tokens<1>(task, group, weights, t);
+  }
+}
+
+template <int kTokens>
+BODY_INLINE void BF16Tokens(const LinearTask& task, int64_t group, const uint16_t* weights, int64_t token) {
+  const uint16_t* x = static_cast<const uint16_t*>(task.x) + token * task.x_stride;
+  int64_t pairs = (task.in_features + 1) / 2;
+  Lanes acc[kTokens];
+  UNROLL for (int t = 0; t < kTokens; ++t) acc[t] = Zero();
+  for (int64_t k = 0; k < pairs; ++k) {
+    Pairs w = LoadPairs(weights + k * 2 * kGroupRows);
+    UNROLL for (int t = 0; t < kTokens; ++t) {
+      acc[t] = AccumulatePair(acc[t], w, BroadcastPair(x + t * task.x_stride + 2 * k));
+    }
+  }
+  UNROLL for (int t = 0; t < kTokens; ++t) StoreFloats(task, group, token + t, acc[t]);
+}
+
+static void BF16Rows(const LinearTask& task) {
+  int64_t group_values = (task.in_features + 1) / 2 * 2 * kGroupRows;
+  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+    const uint16_t* weights = reinterpret_cast<const uint16_t*>(task.weight) + group * group_values;
+    int64_t t = 0;
+    for (; t + 8 <= task.tokens; t += 8) BF16Tokens<8>(task, group, weights, t);
+    for (; t + 4 <= task.tokens; t += 4) BF16Tokens<4>(task, group, weights, t);
+    for (; t < task.tokens; ++t) BF16Tokens<1>(task, group, weights, t);
+  }
+}
+
+static void ToBF16(const float* x, int64_t count, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) StoreBF16(out + i, Load(x + i));
+  if (i < count) {
+    alignas(64) uint16_t tail[kLanes];
+    StoreBF16(tail, LoadFirst(x + i, count - i));
+    for (int64_t j = 0; i + j < count; ++j) out[i + j] = tail[j];
+  }
+}
+
+#undef BODY_INLINE
+#undef UNROLL
+
+}  // namespace
+}  // namespace ekiben
