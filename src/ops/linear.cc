@@ -5,6 +5,7 @@
 
 #include "base/arithmetic.h"
 #include "ops/linear_dispatch.h"
+#include "ops/linear_tuning.h"
 #include "ops/packing.h"
 
 namespace ekiben {
@@ -51,10 +52,16 @@ LinearTask TaskOf(const TensorView& y, const LinearWeight& w) {
   return task;
 }
 
+const LinearVariant& VariantOf(const OpContext& ctx, const LinearWeight& w, int64_t tokens) {
+  return ctx.tuning != nullptr ? ctx.tuning->Choose(w, tokens) : LinearTuning::BuiltIn(w, tokens);
+}
+
 // Hands out groups of rows; with several tiles, a tile's groups first, so that its activations stay in L2.
-void RunGroups(OpContext& ctx, Body body, LinearTask task, int64_t tiles, const QuantizedRows* rows) {
+void RunGroups(OpContext& ctx, Body body, LinearTask task, const LinearVariant& variant, int64_t tiles,
+               const QuantizedRows* rows) {
   int64_t groups = GroupsOf(task.out_features), count = groups * tiles;
-  int64_t grain = std::max(int64_t{1}, count / (int64_t{ctx.pool->size()} * 8));
+  int64_t grain = std::max(int64_t{1}, CeilDiv(count, int64_t{ctx.pool->size()} * variant.pieces_per_thread));
+  task.prefetch_bytes = variant.prefetch_bytes;
   ctx.pool->ParallelFor(count, grain, [&](int64_t begin, int64_t end, int) {
     LinearTask mine = task;
     while (begin < end) {
@@ -87,9 +94,7 @@ void LinearQuantized(OpContext& ctx, TensorView y, const QuantizedRows& x, const
   CHECK(IsInteger(w.packing), "packing {} takes no quantised rows", Name(w.packing));
   if (x.tokens == 0) return;
   LinearTask task = TaskOf(y, w);
-  // Few tokens: bound by memory, and the strips come faster when asked for ahead.
-  task.prefetch_bytes = x.tokens <= 16 ? 4096 : 0;
-  RunGroups(ctx, BodyOf(LinearKernelsOf(ctx.isa), w.packing), task, x.tiles, &x);
+  RunGroups(ctx, BodyOf(LinearKernelsOf(ctx.isa), w.packing), task, VariantOf(ctx, w, x.tokens), x.tiles, &x);
 }
 
 void Linear(OpContext& ctx, TensorView y, TensorView x, const LinearWeight& w) {
@@ -119,7 +124,7 @@ void Linear(OpContext& ctx, TensorView y, TensorView x, const LinearWeight& w) {
     task.x = rounded;
     task.x_stride = even;
   }
-  RunGroups(ctx, BodyOf(kernels, w.packing), task, 1, nullptr);
+  RunGroups(ctx, BodyOf(kernels, w.packing), task, VariantOf(ctx, w, tokens), 1, nullptr);
   ctx.arena->Rewind(mark);
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "ops/isa_test_support.h"
+#include "ops/linear_tuning.h"
 #include "ops/packing.h"
 #include "weights/checkpoint.h"
 #include "weights/quant_block.h"
@@ -116,6 +117,41 @@ TEST(Linear, ATokenDoesNotDependOnItsNeighbours) {
       }
     }
   }
+}
+
+TEST(Linear, EveryVariantGivesTheSameBits) {
+  std::mt19937 rng(7);
+  for (int64_t tokens : {1, 9, 150}) {
+    auto source = RandomWeight(rng, DType::kQ4_1, 200, 192);
+    Packed packed = Pack(Packing::kInt4Block32, DType::kQ4_1, 200, 192, source.data());
+    std::vector<float> x = Activations(rng, tokens, 192);
+    std::vector<float> expected = Multiply(BestIsa(), 1, x, tokens, packed.weight);
+    for (size_t v = 0; v < LinearVariants().size(); ++v) {
+      LinearTuning tuning;
+      for (size_t b = 0; b < kLinearBuckets.size(); ++b) {
+        tuning.Set(Packing::kInt4Block32, 200, 192, static_cast<int32_t>(b), static_cast<int32_t>(v));
+      }
+      EXPECT_EQ(&tuning.Choose(packed.weight, tokens), &LinearVariants()[v]);
+      ThreadPool pool(2);
+      Arena arena(LinearScratchBytes(tokens, 192, 200));
+      OpContext ctx{.pool = &pool, .arena = &arena, .isa = BestIsa(), .tuning = &tuning};
+      std::vector<float> y(expected.size(), kPoison);
+      Linear(ctx, TensorView(y.data(), DType::kF32, {tokens, 200}), TensorView(x.data(), DType::kF32, {tokens, 192}),
+             packed.weight);
+      EXPECT_TRUE(SameBits(y, expected)) << LinearVariants()[v].name;
+    }
+  }
+}
+
+TEST(LinearTuning, BucketsAndNames) {
+  EXPECT_EQ(LinearBucketOf(1), 0);
+  EXPECT_EQ(LinearBucketOf(3), 1);
+  EXPECT_EQ(LinearBucketOf(50), 5);
+  EXPECT_EQ(LinearBucketOf(4096), 9);
+  for (size_t v = 0; v < LinearVariants().size(); ++v) {
+    EXPECT_EQ(*LinearVariantIndex(LinearVariants()[v].name), static_cast<int32_t>(v));
+  }
+  EXPECT_FALSE(LinearVariantIndex("fastest").ok());
 }
 
 // Output padding between rows stays as it was, and no packing reads outside its bytes (ASan checks that).

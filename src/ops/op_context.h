@@ -8,10 +8,13 @@
 
 namespace ekiben {
 
+class LinearTuning;
+
 struct OpContext {
   ThreadPool* pool = nullptr;
   Arena* arena = nullptr;
   Isa isa = Isa::kReference;
+  const LinearTuning* tuning = nullptr;  // null: the built-in choice (ops/linear_tuning.h)
 };
 
 }  // namespace ekiben
