@@ -25,6 +25,7 @@ class Detokenizer {
   Detokenizer(const Tokenizer& tokenizer, Options options);
   ~Detokenizer();
   Detokenizer(Detokenizer&&) noexcept;
+  Detokenizer& operator=(Detokenizer&&) noexcept;
 
   // Appends what `token` makes certain to `out`. True when a stop string has matched: nothing more comes.
   bool Push(int32_t token, std::string& out);

@@ -20,7 +20,7 @@ struct TokenizerFileLimits {
 };
 
 // A checkpoint folder: tokenizer.json, else tokenizer.model (tiktoken or SentencePiece, told apart by content), else
-// tekken.json, else *.tiktoken, else vocab.json + merges.txt. tokenizer_config.json, special_tokens_map.json,
+// tekken.json, else qwen.tiktoken, else vocab.json + merges.txt. tokenizer_config.json, special_tokens_map.json,
 // generation_config.json and chat_template.jinja beside it fill bos, eos, end_ids, add_bos and chat_template.
 Result<TokenizerSpec> LoadTokenizerFolder(const std::filesystem::path& folder);
 

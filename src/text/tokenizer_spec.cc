@@ -149,8 +149,9 @@ Result<void> WriteTokenizerSpec(const TokenizerSpec& spec, const std::string& pa
   writer.Array(spec.is_byte_token);
   writer.Array(spec.scores);
   writer.Array(spec.merges);
-  for (bool flag : {spec.nfc, spec.ignore_merges, spec.byte_fallback, spec.fuse_unk, spec.add_prefix_space,
-                    spec.prefix_space_first_only, spec.strip_left_space, spec.add_bos, spec.add_eos}) {
+  for (bool flag :
+       {spec.nfc, spec.ignore_merges, spec.byte_fallback, spec.fuse_unk, spec.add_prefix_space,
+        spec.prefix_space_first_only, spec.prefix_space_if_absent, spec.strip_left_space, spec.add_bos, spec.add_eos}) {
     writer.Flag(flag);
   }
   WriteAdded(spec.added, writer);
@@ -190,7 +191,8 @@ Result<TokenizerSpec> ReadTokenizerSpec(const std::string& path) {
   spec.scores = reader.Array<float>();
   spec.merges = reader.Array<TokenizerSpec::Merge>();
   for (bool* flag : {&spec.nfc, &spec.ignore_merges, &spec.byte_fallback, &spec.fuse_unk, &spec.add_prefix_space,
-                     &spec.prefix_space_first_only, &spec.strip_left_space, &spec.add_bos, &spec.add_eos}) {
+                     &spec.prefix_space_first_only, &spec.prefix_space_if_absent, &spec.strip_left_space, &spec.add_bos,
+                     &spec.add_eos}) {
     *flag = reader.Flag();
   }
   spec.added = ReadAdded(reader);

@@ -29,6 +29,8 @@ enum class Model : uint8_t {
   kSentencePieceBpe,  // merges by the score (or rank) of the joined piece; byte fallback
 };
 
+// From GGUF or a SentencePiece .model: control and unknown tokens are special and not normalized, user-defined ones are
+// normalized and not special.
 struct AddedToken {
   int32_t id = 0;
   std::string content;
@@ -64,6 +66,7 @@ struct TokenizerSpec {
   bool fuse_unk = false;
   bool add_prefix_space = false;        // SentencePiece: a "▁" before the text ...
   bool prefix_space_first_only = true;  // ... only before the first piece (false: after every special token too)
+  bool prefix_space_if_absent = false;  // ... unless a space stands there already (Hugging Face's Metaspace)
   bool strip_left_space = false;        // decode drops one leading space (Llama 2)
 
   std::vector<AddedToken> added;
