@@ -5,7 +5,9 @@
 #include <array>
 #include <unordered_map>
 
-#include "base/arithmetic.h"
+#include "text/sentencepiece.h"
+#include "text/tokenizer_alphabet.h"
+#include "text/tokenizer_files.h"
 #include "weights/file_error.h"
 #include "weights/gguf.h"
 
@@ -43,71 +45,6 @@ constexpr std::array kPres = {
 
 // tokenizer.ggml.token_type
 enum TokenType : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
-
-// Control tokens with these texts end a turn, whether or not the file says so elsewhere.
-constexpr std::array<std::string_view, 16> kEndTexts = {
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|eot|>",
-    "<|end_of_text|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "<|end_of_turn|>",
-    "<|return|>",
-    "<|call|>",
-    "<end_of_utterance>",
-    "<｜end▁of▁sentence｜>",
-};
-
-// GPT-2's alphabet: a byte that prints stands for itself, the other 68 for U+0100 on, in order.
-constexpr uint16_t kAlphabetEnd = 256 + 68;
-std::array<int16_t, kAlphabetEnd> MakeByteOfCodePoint() {
-  std::array<int16_t, kAlphabetEnd> out;
-  out.fill(-1);
-  uint16_t next = 256;
-  for (int16_t byte = 0; byte < 256; ++byte) {
-    bool prints = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-    out[prints ? static_cast<uint16_t>(byte) : next++] = byte;
-  }
-  return out;
-}
-
-// The bytes that a token of a byte-level vocabulary stands for; nullopt when a character is outside the alphabet.
-std::optional<std::string> DecodeAlphabet(std::string_view text) {
-  static const std::array<int16_t, kAlphabetEnd> kByteOf = MakeByteOfCodePoint();
-  std::string out;
-  out.reserve(text.size());
-  for (size_t i = 0; i < text.size();) {
-    auto lead = static_cast<unsigned char>(text[i]);
-    uint32_t code = lead;
-    if (lead >= 0x80) {  // the alphabet ends at U+0143: one or two bytes
-      if ((lead & 0xe0) != 0xc0 || i + 1 >= text.size() || (static_cast<unsigned char>(text[i + 1]) & 0xc0) != 0x80)
-        return std::nullopt;
-      code = (lead & 0x1fu) << 6 | (static_cast<unsigned char>(text[i + 1]) & 0x3fu);
-      ++i;
-    }
-    ++i;
-    if (code >= kAlphabetEnd || kByteOf[code] < 0) return std::nullopt;
-    out.push_back(static_cast<char>(kByteOf[code]));
-  }
-  return out;
-}
-
-std::string ReplaceSpaceMarks(std::string_view text) {
-  constexpr std::string_view kMark = "\xe2\x96\x81";  // U+2581
-  std::string out;
-  for (size_t i = 0; i < text.size();) {
-    bool mark = text.substr(i).starts_with(kMark);
-    out.push_back(mark ? ' ' : text[i]);
-    i += mark ? kMark.size() : 1;
-  }
-  return out;
-}
 
 // The arrays of one file, their lengths proven equal.
 struct Vocabulary {
@@ -174,16 +111,16 @@ void AddToken(size_t id, std::string content, bool special, TokenizerSpec& spec)
 void ReadByteLevelTokens(const Vocabulary& vocabulary, TokenizerSpec& spec) {
   spec.tokens.resize(vocabulary.texts.size());
   for (size_t id = 0; id < vocabulary.texts.size(); ++id) {
-    std::string_view text = vocabulary.texts[id];
+    std::string_view spelled = vocabulary.texts[id];
     switch (vocabulary.TypeOf(id)) {
       case kUnused: break;  // padding of the embedding
       case kUnknown:
-      case kControl: AddToken(id, std::string(text), true, spec); break;
+      case kControl: AddToken(id, std::string(spelled), true, spec); break;
       case kUserDefined:
         // "[PAD8]" at 8: what some converters write for rows of the embedding that have no token.
-        if (text != fmt::format("[PAD{}]", id)) AddToken(id, std::string(text), false, spec);
+        if (spelled != fmt::format("[PAD{}]", id)) AddToken(id, std::string(spelled), false, spec);
         break;
-      default: spec.tokens[id] = DecodeAlphabet(text).value_or(std::string(text));
+      default: spec.tokens[id] = text::BytesOrLiteral(spelled);
     }
   }
 }
@@ -196,18 +133,18 @@ Result<void> ReadSentencePieceTokens(const GgufFile& file, const Vocabulary& voc
   spec.is_byte_token.resize(count);
   spec.scores.resize(count);
   for (size_t id = 0; id < count; ++id) {
-    std::string_view text = vocabulary.texts[id];
+    std::string_view spelled = vocabulary.texts[id];
     spec.scores[id] = GgufElement<float>(*vocabulary.scores, id);
     switch (vocabulary.TypeOf(id)) {
       case kUnused: break;
       case kUnknown:
-      case kControl: AddToken(id, std::string(text), true, spec); break;
-      case kUserDefined: AddToken(id, ReplaceSpaceMarks(text), false, spec); break;
+      case kControl: AddToken(id, std::string(spelled), true, spec); break;
+      case kUserDefined: AddToken(id, text::SpaceUnmarked(spelled), false, spec); break;
       case kByte:
         spec.is_byte_token[id] = 1;
         spec.byte_fallback = true;
         [[fallthrough]];
-      default: spec.tokens[id] = std::string(text);
+      default: spec.tokens[id] = std::string(spelled);
     }
   }
   return {};
@@ -224,13 +161,9 @@ Result<void> ReadEnds(const GgufFile& file, const Vocabulary& vocabulary, Tokeni
   size_t count = vocabulary.texts.size();
   ASSIGN_OR_RETURN(int32_t eot, ReadId(file, "eot", count, -1));
   ASSIGN_OR_RETURN(int32_t eom, ReadId(file, "eom", count, -1));
-  for (int32_t id : {spec.eos, eot, eom})
+  for (int32_t id : {eot, eom})
     if (id >= 0) spec.end_ids.push_back(id);
-  for (const text::AddedToken& token : spec.added)
-    if (token.special && std::find(kEndTexts.begin(), kEndTexts.end(), token.content) != kEndTexts.end())
-      spec.end_ids.push_back(token.id);
-  std::sort(spec.end_ids.begin(), spec.end_ids.end());
-  spec.end_ids.erase(std::unique(spec.end_ids.begin(), spec.end_ids.end()), spec.end_ids.end());
+  text::FindEndIds(spec);
   return {};
 }
 

@@ -4,9 +4,9 @@
 #include <array>
 #include <boost/json.hpp>
 
+#include "text/tokenizer_files.h"
 #include "weights/file_error.h"
 #include "weights/fingerprint.h"
-#include "weights/folder_tokenizer.h"
 
 namespace ekiben {
 namespace {
@@ -105,7 +105,7 @@ void AddEndIds(const json::object& object, int32_t vocab_size, std::vector<int32
 }
 
 Result<void> ReadTokenizer(const fs::path& folder, const json::object& config, Checkpoint& checkpoint) {
-  Result<text::TokenizerSpec> tokenizer = FolderTokenizer(folder);
+  Result<text::TokenizerSpec> tokenizer = text::LoadTokenizerFolder(folder);
   checkpoint.has_tokenizer = tokenizer.ok();
   if (tokenizer.ok()) {
     checkpoint.tokenizer = *std::move(tokenizer);

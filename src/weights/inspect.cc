@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "text/tokenizer_files.h"
 #include "weights/checkpoint.h"
-#include "weights/folder_tokenizer.h"
 #include "weights/gguf.h"
 #include "weights/huggingface_folder.h"
 #include "weights/locate.h"
@@ -212,7 +212,7 @@ Result<json::object> InspectSafetensors(const std::filesystem::path& path, bool 
   if (folder) {
     Result<json::object> config = ReadJsonObject(path / "config.json");
     DescribeConfig(config.ok() ? ModelConfigFromHuggingFace(*config) : Result<ModelConfig>(Error(config.error())), out);
-    DescribeTokenizer(FolderTokenizer(path), out);
+    DescribeTokenizer(text::LoadTokenizerFolder(path), out);
   }
   json::object metadata;
   for (const SafetensorsFile& table : set.tables)

@@ -1,6 +1,0 @@
-#pragma once
-#include <filesystem>
-#include "text/tokenizer_spec.h"
-namespace ekiben {
-Result<text::TokenizerSpec> FolderTokenizer(const std::filesystem::path& folder);
-}
