@@ -60,8 +60,8 @@ class Model {
   static Result<std::unique_ptr<Model>> Load(const ModelConfig& config, const EngineTensors& tensors,
                                              int32_t max_seq_len);
   virtual ~Model() = default;
-  // logits: f32 [output_tokens, vocab_size]. hidden (may be empty): f32 [output_tokens, hidden_size], after the final
-  // norm.
+  // logits: f32 [output_tokens, vocab_size]. hidden: f32 [output_tokens, hidden_size], after the final norm. Either may
+  // be empty (no data).
   virtual void Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv, TensorView logits,
                        TensorView hidden) = 0;
   // Arena bytes that Forward needs for `tokens` tokens of which `outputs` have logits.

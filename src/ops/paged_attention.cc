@@ -103,29 +103,69 @@ class ReferenceQuery {
   LaneSum sum_;
 };
 
-// How a call is cut into items. Everything is arithmetic on `first_item`, so nothing is stored per item.
-struct Items {
-  std::span<const AttentionRow> rows;
-  int32_t* first_item;                                  // [rows + 1]
-  int32_t kv_heads, group, heads, head_chunks, tokens;  // of an item: at most `heads` heads of `tokens` tokens
-
-  Items(std::span<const AttentionRow> rows_in, int32_t query_heads, int32_t kv_heads_in, Arena& arena)
-      : rows(rows_in), kv_heads(kv_heads_in), group(query_heads / kv_heads_in) {
-    head_chunks = CeilDiv(group, kAttentionRowsMax);
-    heads = CeilDiv(group, head_chunks);
-    tokens = kAttentionRowsMax / heads;
-    first_item = arena.Take<int32_t>(std::ssize(rows) + 1);
-    first_item[0] = 0;
+// A call cut into items: by row, then latest tokens first (they have most to read), KV head, chunk of its query heads.
+// An item is made from its number, so nothing is stored per item.
+class Items {
+ public:
+  Items(std::span<const AttentionRow> rows, const TensorView& out, const TensorView& q, int32_t query_heads,
+        const PagedKv& kv, int32_t layer, int32_t window, Arena& arena)
+      : rows_(rows), out_(out), q_(q), head_bytes_(kv.head_bytes()), kv_heads_(kv.shape().kv_heads) {
+    const PagedKvShape& shape = kv.shape();
+    group_ = query_heads / kv_heads_;
+    head_chunks_ = CeilDiv(group_, kAttentionRowsMax);
+    heads_ = CeilDiv(group_, head_chunks_);
+    tokens_ = kAttentionRowsMax / heads_;
+    first_item_ = arena.Take<int32_t>(std::ssize(rows) + 1);
+    first_item_[0] = 0;
     for (size_t r = 0; r < rows.size(); ++r) {
-      first_item[r + 1] = first_item[r] + CeilDiv(rows[r].token_count, tokens) * kv_heads * head_chunks;
+      first_item_[r + 1] = first_item_[r] + CeilDiv(rows[r].token_count, tokens_) * kv_heads_ * head_chunks_;
     }
+    whole_ = {.q_stride = q.stride[0],
+              .out_stride = out.stride[0],
+              .head_dim = shape.head_dim,
+              .head_dim_padded = kv.head_dim_padded(),
+              .window = window,
+              .scale = kLog2E / std::sqrt(static_cast<float>(shape.head_dim)),
+              .dtype = shape.dtype,
+              .tokens_per_block = shape.tokens_per_block,
+              .keys = kv.Block(layer, BlockId{0}),
+              .block_bytes = kv.layer_block_bytes(),
+              .values_offset = kv.values_offset(),
+              .group_bytes = kv.group_bytes()};
   }
-  int32_t count() const { return first_item[rows.size()]; }
+
+  int32_t count() const { return first_item_[rows_.size()]; }
+
+  AttentionItem Make(int64_t number) const {
+    const int32_t* next = std::upper_bound(first_item_, first_item_ + rows_.size() + 1, number);
+    const AttentionRow& row = rows_[static_cast<size_t>(next - first_item_ - 1)];
+    int32_t index = static_cast<int32_t>(number) - next[-1];
+    int32_t chunk = index % head_chunks_, kv_head = index / head_chunks_ % kv_heads_;
+    int32_t token = (CeilDiv(row.token_count, tokens_) - 1 - index / head_chunks_ / kv_heads_) * tokens_;
+    int32_t head = kv_head * group_ + chunk * heads_;
+    AttentionItem item = whole_;
+    item.q = q_.row<float>(row.token_begin + token) + head * item.head_dim;
+    item.out = out_.row<float>(row.token_begin + token) + head * item.head_dim;
+    item.tokens = std::min(tokens_, row.token_count - token);
+    item.heads = std::min(heads_, group_ - chunk * heads_);
+    item.position = row.position + token;
+    item.blocks = row.blocks;
+    item.keys += static_cast<size_t>(kv_head) * head_bytes_;
+    return item;
+  }
+
+ private:
+  std::span<const AttentionRow> rows_;
+  TensorView out_, q_;
+  size_t head_bytes_;
+  int32_t kv_heads_, group_, heads_, head_chunks_, tokens_;  // an item: at most heads_ heads of tokens_ tokens
+  int32_t* first_item_;                                      // [rows + 1]
+  AttentionItem whole_;
 };
 
 }  // namespace
 
-void reference::RunAttentionItem(const AttentionItem& item) {
+void reference::RunAttentionItem(const AttentionItem& item, const AttentionItem*) {
   for (int32_t t = 0; t < item.tokens; ++t) {
     for (int32_t h = 0; h < item.heads; ++h) {
       ReferenceQuery(item, t, h).Run(item.out + t * item.out_stride + h * item.head_dim);
@@ -146,35 +186,15 @@ void PagedAttention(OpContext& ctx, TensorView out, TensorView q, int32_t query_
               : ctx.isa == Isa::kAvx2 ? avx2::RunAttentionItem
                                       : reference::RunAttentionItem;
   size_t mark = ctx.arena->Mark();
-  Items items(rows, query_heads, shape.kv_heads, *ctx.arena);
-  AttentionItem whole{.head_dim = shape.head_dim,
-                      .head_dim_padded = kv.head_dim_padded(),
-                      .window = window,
-                      .scale = kLog2E / std::sqrt(static_cast<float>(shape.head_dim)),
-                      .dtype = shape.dtype,
-                      .tokens_per_block = shape.tokens_per_block,
-                      .block_bytes = kv.layer_block_bytes(),
-                      .values_offset = kv.values_offset(),
-                      .group_bytes = kv.group_bytes()};
-  whole.q_stride = q.stride[0];
-  whole.out_stride = out.stride[0];
-  ctx.pool->ParallelFor(items.count(), 1, [&](int64_t begin, int64_t end, int) {
+  Items items(rows, out, q, query_heads, kv, layer, window, *ctx.arena);
+  // Some items at a time, so that one can ask for the memory of the next; few, so that threads end together.
+  int64_t grain = std::clamp<int64_t>(items.count() / (16 * ctx.pool->size()), 1, 8);
+  ctx.pool->ParallelFor(items.count(), grain, [&](int64_t begin, int64_t end, int) {
+    AttentionItem item = items.Make(begin);
     for (int64_t i = begin; i < end; ++i) {
-      const int32_t* next = std::upper_bound(items.first_item, items.first_item + rows.size() + 1, i);
-      const AttentionRow& row = rows[static_cast<size_t>(next - items.first_item - 1)];
-      int32_t index = static_cast<int32_t>(i) - next[-1];
-      int32_t chunk = index % items.head_chunks, kv_head = index / items.head_chunks % items.kv_heads;
-      int32_t tile = CeilDiv(row.token_count, items.tokens) - 1 - index / items.head_chunks / items.kv_heads;
-      int32_t token = tile * items.tokens, head = kv_head * items.group + chunk * items.heads;
-      AttentionItem item = whole;
-      item.q = q.row<float>(row.token_begin + token) + head * shape.head_dim;
-      item.out = out.row<float>(row.token_begin + token) + head * shape.head_dim;
-      item.tokens = std::min(items.tokens, row.token_count - token);
-      item.heads = std::min(items.heads, items.group - chunk * items.heads);
-      item.position = row.position + token;
-      item.blocks = row.blocks;
-      item.keys = kv.Block(layer, BlockId{0}) + static_cast<size_t>(kv_head) * kv.head_bytes();
-      body(item);
+      AttentionItem next = i + 1 < end ? items.Make(i + 1) : item;
+      body(item, i + 1 < end ? &next : nullptr);
+      item = next;
     }
   });
   ctx.arena->Rewind(mark);

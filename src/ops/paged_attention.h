@@ -53,14 +53,15 @@ struct AttentionItem {
   const std::byte* keys;  // of the KV head in block 0 of the layer
   size_t block_bytes, values_offset, group_bytes;
 };
+// `next` is the item that the thread runs after this one (its memory is asked for early), or null.
 namespace reference {
-void RunAttentionItem(const AttentionItem& item);
+void RunAttentionItem(const AttentionItem& item, const AttentionItem* next);
 }
 namespace avx2 {
-void RunAttentionItem(const AttentionItem& item);
+void RunAttentionItem(const AttentionItem& item, const AttentionItem* next);
 }
 namespace avx512 {
-void RunAttentionItem(const AttentionItem& item);
+void RunAttentionItem(const AttentionItem& item, const AttentionItem* next);
 }
 
 }  // namespace ekiben

@@ -1,5 +1,5 @@
 #include "ops/paged_attention_body.h"
 
-void ekiben::avx512::RunAttentionItem(const AttentionItem& item) {
-  AttentionItemInLanes(item);
+void ekiben::avx512::RunAttentionItem(const AttentionItem& item, const AttentionItem* next) {
+  AttentionItemInLanes(item, next);
 }

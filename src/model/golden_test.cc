@@ -1,0 +1,161 @@
+// Against Hugging Face's float32 logits (tests/golden). SmolLM2 is not in the repository: EKIBEN_TEST_MODEL names its
+// GGUF file, without it those tests are skipped.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+
+#include "device/cpu_features.h"
+#include "model/golden_file.h"
+#include "model/logit_compare.h"
+#include "model/packed_model_for_test.h"
+
+namespace ekiben {
+namespace {
+
+constexpr int32_t kMaxSeqLen = 512;
+
+std::vector<GoldenFile> OpenAll(const std::string& name) {
+  std::vector<std::filesystem::path> paths;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / name)) {
+    if (entry.path().extension() == ".golden") paths.push_back(entry.path());
+  }
+  std::sort(paths.begin(), paths.end());
+  std::vector<GoldenFile> out;
+  for (const auto& path : paths) {
+    auto file = OpenGoldenFile(path);
+    EXPECT_TRUE(file.ok()) << file.error().message();
+    if (file.ok()) out.push_back(*std::move(file));
+  }
+  return out;
+}
+
+struct Outcome {
+  LogitComparison comparison;
+  int64_t greedy_equal = 0, greedy_total = 0;
+  int files = 0;
+};
+
+// One forward pass per file.
+Outcome CompareAll(const std::vector<GoldenFile>& files, Model& model, DType kv_dtype, Isa isa) {
+  Outcome out;
+  ForwardRunner runner(model, isa, 2, kv_dtype, 32, kMaxSeqLen / 32, kMaxSeqLen);
+  for (const GoldenFile& golden : files) {
+    ForwardRunner::Sequence sequence{.token_ids = golden.token_ids};
+    runner.Step({{&sequence, static_cast<int32_t>(golden.token_ids.size())}});
+    out.greedy_equal += CompareWithGolden(golden, sequence.logits, out.comparison);
+    out.greedy_total += std::ssize(golden.token_ids) - golden.prompt_tokens;
+    ++out.files;
+    runner.Free(sequence);
+  }
+  return out;
+}
+
+class TinyGolden : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    auto opened = OpenCheckpoint(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / GetParam());
+    ASSERT_TRUE(opened.ok()) << opened.error().message();
+    checkpoint_ = std::make_unique<Checkpoint>(*std::move(opened));
+    files_ = OpenAll(GetParam());
+    ASSERT_EQ(files_.size(), 3u);
+  }
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::vector<GoldenFile> files_;
+};
+
+TEST_P(TinyGolden, Float32IsWithinAThousandth) {
+  auto packed = PackModel(*checkpoint_, Packing::kF32, Packing::kF32, kMaxSeqLen);
+  ASSERT_TRUE(packed.ok()) << packed.error().message();
+  for (Isa isa : {Isa::kReference, BestIsa()}) {
+    Outcome out = CompareAll(files_, *packed->model, DType::kF32, isa);
+    std::cout << GetParam() << " f32 " << Name(isa) << ": " << out.comparison.Describe() << "\n";
+    EXPECT_LT(out.comparison.max_difference(), 1e-3);
+    EXPECT_EQ(out.comparison.top1_agreement(), 1);
+    EXPECT_EQ(out.greedy_equal, out.greedy_total);
+    EXPECT_EQ(out.greedy_total, 3 * 24);
+  }
+}
+
+TEST_P(TinyGolden, BFloat16StaysClose) {
+  auto packed = PackModel(*checkpoint_, Packing::kBF16, Packing::kBF16, kMaxSeqLen);
+  ASSERT_TRUE(packed.ok()) << packed.error().message();
+  Outcome out = CompareAll(files_, *packed->model, DType::kBF16, BestIsa());
+  std::cout << GetParam() << " bf16: " << out.comparison.Describe() << "\n";
+  // Random weights give flat, unstable distributions; this guards against a wrong path, not for quality.
+  EXPECT_LT(out.comparison.mean_kl(), 5e-3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, TinyGolden,
+                         ::testing::Values("tiny_qwen2", "tiny_mistral", "tiny_llama3", "tiny_yarn", "tiny_linear"));
+
+class SmolLm2Golden : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const char* path = std::getenv("EKIBEN_TEST_MODEL");
+    if (path == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
+    auto opened = OpenCheckpoint(path);
+    ASSERT_TRUE(opened.ok()) << opened.error().message();
+    checkpoint_ = std::make_unique<Checkpoint>(*std::move(opened));
+    files_ = OpenAll("smollm2");
+    ASSERT_EQ(files_.size(), 20u);
+  }
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::vector<GoldenFile> files_;
+};
+
+TEST_F(SmolLm2Golden, Float32IsWithinAThousandthAndGreedyTokensAreEqual) {
+  auto packed = PackModel(*checkpoint_, Packing::kF32, Packing::kF32, kMaxSeqLen);
+  ASSERT_TRUE(packed.ok()) << packed.error().message();
+  Outcome out = CompareAll(files_, *packed->model, DType::kF32, BestIsa());
+  std::cout << "smollm2 f32: " << out.comparison.Describe() << "\ngreedy " << out.greedy_equal << " of "
+            << out.greedy_total << "\n";
+  EXPECT_LT(out.comparison.max_difference(), 1e-3);
+  EXPECT_EQ(out.greedy_equal, 20 * 64);
+  EXPECT_EQ(out.greedy_total, 20 * 64);
+}
+
+// Token by token, as a server generates: the argmax of each step is fed to the next.
+TEST_F(SmolLm2Golden, Float32GeneratesTheSameTokensStepByStep) {
+  auto packed = PackModel(*checkpoint_, Packing::kF32, Packing::kF32, kMaxSeqLen);
+  ASSERT_TRUE(packed.ok()) << packed.error().message();
+  ForwardRunner runner(*packed->model, BestIsa(), 2, DType::kF32, 16, 64, 512);
+  std::vector<ForwardRunner::Sequence> sequences;
+  constexpr std::array<size_t, 3> kChosen = {0, 3, 8};
+  for (size_t i : kChosen) {
+    const GoldenFile& golden = files_[i];
+    sequences.push_back({.token_ids = {golden.token_ids.begin(), golden.token_ids.begin() + golden.prompt_tokens}});
+  }
+  for (int step = 0; step < 64; ++step) {
+    std::vector<ForwardRunner::Feed> feeds;
+    for (auto& s : sequences) feeds.push_back({&s, static_cast<int32_t>(std::ssize(s.token_ids)) - s.done});
+    runner.Step(feeds);
+    for (auto& s : sequences) {
+      auto last = s.logits.end() - checkpoint_->config.vocab_size;
+      s.token_ids.push_back(static_cast<int32_t>(std::max_element(last, s.logits.end()) - last));
+    }
+  }
+  for (size_t i = 0; i < kChosen.size(); ++i) EXPECT_EQ(sequences[i].token_ids, files_[kChosen[i]].token_ids);
+}
+
+TEST_F(SmolLm2Golden, QuantisedIsClose) {
+  struct {
+    const char* name;
+    Packing packing, precise;
+  } paths[] = {{"int4 block 32, int8 head", Packing::kInt4Block32, Packing::kInt8},
+               {"int8", Packing::kInt8, Packing::kInt8},
+               {"bf16", Packing::kBF16, Packing::kBF16}};
+  for (const auto& path : paths) {
+    auto packed = PackModel(*checkpoint_, path.packing, path.precise, kMaxSeqLen);
+    ASSERT_TRUE(packed.ok()) << packed.error().message();
+    Outcome out = CompareAll(files_, *packed->model, DType::kBF16, BestIsa());
+    std::cout << "smollm2 " << path.name << ": " << out.comparison.Describe() << "\nmean mass beyond the top "
+              << out.comparison.mean_rest_mass() << "\n";
+    EXPECT_LT(out.comparison.mean_kl(), 5e-3) << path.name;
+  }
+}
+
+}  // namespace
+}  // namespace ekiben
