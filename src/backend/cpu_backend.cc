@@ -1,0 +1,190 @@
+#include "backend/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/arithmetic.h"
+
+namespace ekiben {
+
+Result<std::unique_ptr<CpuBackend>> CpuBackend::Create(Model& model, const CpuBackendConfig& config,
+                                                       const Clock& clock) {
+  if (config.threads < 1 || config.threads > 1024)
+    return Error(Code::kInvalid, fmt::format("threads: {} is outside [1, 1024]", config.threads), "threads");
+  int32_t blocks_of_one = CeilDiv(config.max_seq_len, config.tokens_per_block);
+  if (config.kv_blocks < blocks_of_one)
+    return Error(
+        Code::kInvalid,
+        fmt::format("max_tokens_in_paged_kv_cache: {} tokens do not hold one sequence of max_seq_len {}; raise "
+                    "it, or lower --max_seq_len",
+                    int64_t{config.kv_blocks} * config.tokens_per_block, config.max_seq_len),
+        "max_tokens_in_paged_kv_cache");
+  return std::unique_ptr<CpuBackend>(new CpuBackend(model, config, clock));
+}
+
+CpuBackend::CpuBackend(Model& model, const CpuBackendConfig& config, const Clock& clock)
+    : model_(model),
+      clock_(clock),
+      pool_(config.threads),
+      arena_(model.ScratchBytes(config.max_num_tokens, config.max_num_tokens)),
+      ctx_{.pool = &pool_, .arena = &arena_, .isa = BestIsa()},
+      kv_({.layers = model.config().num_hidden_layers,
+           .kv_heads = model.config().num_key_value_heads,
+           .head_dim = model.config().head_dim,
+           .tokens_per_block = config.tokens_per_block,
+           .blocks = config.kv_blocks,
+           .dtype = config.kv_dtype}),
+      sampler_(config.max_batch_size, model.config().vocab_size, BestIsa()),
+      blocks_per_slot_(static_cast<size_t>(CeilDiv(config.max_seq_len, config.tokens_per_block))),
+      slots_(static_cast<size_t>(config.max_batch_size)),
+      tables_(slots_.size() * blocks_per_slot_),
+      plan_({.rows = config.max_batch_size, .tokens = config.max_num_tokens, .table_edits = 0, .copies = 0}) {
+  const ModelConfig& m = model.config();
+  info_ = {.name = "cpu",
+           .description = fmt::format("{}, {} threads", DescribeCpu(), config.threads),
+           .vocab_size = m.vocab_size,
+           .max_batch_size = config.max_batch_size,
+           .max_num_tokens = config.max_num_tokens,
+           .max_seq_len = config.max_seq_len,
+           .tokens_per_block = config.tokens_per_block,
+           .blocks = config.kv_blocks,
+           .tickets_max = 1,
+           .kv_bytes_per_token = static_cast<int64_t>(kv_.bytes_per_block()) / config.tokens_per_block};
+  auto tokens = static_cast<size_t>(config.max_num_tokens);
+  token_ids_.reserve(tokens);
+  positions_.reserve(tokens);
+  output_tokens_.reserve(tokens);
+  attention_rows_.reserve(slots_.size());
+  outputs_.reserve(slots_.size());
+  results_.reserve(slots_.size());
+  sampled_.resize(slots_.size());
+  logprobs_.resize(slots_.size());
+  prompt_logprobs_.reserve(tokens);
+  // Pages are touched only by as many rows as a step asks for: max_batch_size of them, or all under prompt_logprobs.
+  logits_ = Buffer(tokens * static_cast<size_t>(m.vocab_size) * sizeof(float));
+}
+
+CpuBackend::~CpuBackend() = default;
+
+size_t CpuBackend::KvBytesPerBlock(const ModelConfig& m, int32_t tokens_per_block, DType dtype) {
+  return size_t{2} * static_cast<size_t>(m.num_hidden_layers) * static_cast<size_t>(m.num_key_value_heads) *
+         static_cast<size_t>(m.head_dim) * static_cast<size_t>(tokens_per_block) *
+         static_cast<size_t>(InfoOf(dtype).block_bytes);
+}
+
+std::vector<MemoryLine> CpuBackend::memory() const {
+  return {{"KV cache", kv_.bytes_per_block() * static_cast<size_t>(info_.blocks)},
+          {"activations", arena_.capacity()},
+          {"logits (touched on demand)", logits_.size()},
+          {"block tables and slots", tables_.size() * sizeof(BlockId) + slots_.size() * sizeof(SlotState)}};
+}
+
+void CpuBackend::BindSlot(const SlotBinding& binding) {
+  SlotState& slot = slots_[static_cast<size_t>(binding.slot.value)];
+  slot.request = binding.request;
+  slot.last_token = binding.generated.empty() ? 0 : binding.generated.back();
+  sampler_.Bind(binding.slot, *binding.request, binding.sequence_index, binding.generated);
+}
+
+Result<Ticket> CpuBackend::Launch(const StepPlan& plan) {
+  CHECK(!in_flight_, "the CPU backend runs one step at a time");
+  if (plan_.bytes().size() != plan.bytes().size()) plan_ = StepPlan(plan.capacity());
+  std::memcpy(const_cast<std::byte*>(plan_.bytes().data()), plan.bytes().data(), plan.bytes().size());
+  in_flight_ = true;
+  return Ticket{next_ticket_++};
+}
+
+Result<StepResult> CpuBackend::Finish(Ticket ticket) {
+  CHECK(in_flight_ && ticket.value + 1 == next_ticket_, "ticket {} is not in flight", ticket.value);
+  in_flight_ = false;
+  Nanos begin = clock_.Now();
+  ApplyTableEdits();
+  GatherBatch();
+  auto outputs = static_cast<int64_t>(output_tokens_.size());
+  arena_.Rewind(0);
+  model_.Forward(
+      ctx_,
+      {.token_ids = token_ids_, .positions = positions_, .rows = attention_rows_, .output_tokens = output_tokens_}, kv_,
+      TensorView(logits_.data(), DType::kF32, {outputs, int64_t{info_.vocab_size}}), TensorView());
+  SampleRows();
+  return StepResult{.ticket = ticket, .rows = results_, .device_time = clock_.Now() - begin};
+}
+
+void CpuBackend::ApplyTableEdits() {
+  for (const BlockTableEdit& edit : plan_.table_edits()) {
+    CHECK(static_cast<size_t>(edit.index) < blocks_per_slot_, "block table index {}", edit.index);
+    Table(edit.slot)[edit.index] = edit.block;
+  }
+  for (const BlockCopy& copy : plan_.copies()) kv_.CopyBlock(copy.source, copy.target, copy.token_count);
+}
+
+void CpuBackend::GatherBatch() {
+  token_ids_.clear();
+  positions_.clear();
+  output_tokens_.clear();
+  attention_rows_.clear();
+  outputs_.clear();
+  for (const PlanRow& row : plan_.rows()) {
+    auto begin = static_cast<int32_t>(token_ids_.size());
+    if (row.token_offset >= 0) {
+      auto tokens = plan_.tokens().subspan(static_cast<size_t>(row.token_offset), static_cast<size_t>(row.token_count));
+      token_ids_.insert(token_ids_.end(), tokens.begin(), tokens.end());
+    } else {
+      token_ids_.push_back(slots_[static_cast<size_t>(row.slot.value)].last_token);
+    }
+    for (int32_t i = 0; i < row.token_count; ++i) positions_.push_back(row.position + i);
+    attention_rows_.push_back({begin, row.token_count, row.position, Table(row.slot)});
+    if (row.output == OutputKind::kNone) continue;
+    CHECK(row.output != OutputKind::kPooledHidden, "pooled outputs are not planned by this version");
+    int32_t first = row.output == OutputKind::kAllLogits ? begin : begin + row.token_count - 1;
+    for (int32_t token = first; token < begin + row.token_count; ++token) output_tokens_.push_back(token);
+    auto row_index = static_cast<int32_t>(&row - plan_.rows().data());
+    outputs_.push_back({row_index, static_cast<int32_t>(output_tokens_.size()) - 1});
+  }
+}
+
+void CpuBackend::SampleRows() {
+  std::span<const PlanRow> rows = plan_.rows();
+  results_.clear();
+  for (const PlanRow& row : rows) results_.push_back({.sequence = row.sequence, .slot = row.slot});
+  prompt_logprobs_.clear();
+  for (const Output& output : outputs_) {
+    const PlanRow& row = rows[static_cast<size_t>(output.row)];
+    if (row.output == OutputKind::kAllLogits)
+      PromptLogProbs(row, output.logits_row - row.token_count + 1, results_[static_cast<size_t>(output.row)]);
+  }
+  // Rows are independent: one row a grain, whichever thread is free.
+  pool_.ParallelFor(static_cast<int64_t>(outputs_.size()), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Output& output = outputs_[static_cast<size_t>(i)];
+      auto index = static_cast<size_t>(output.row);
+      const PlanRow& row = rows[index];
+      RowResult& result = results_[index];
+      float* logits = logits_.as<float>() + int64_t{output.logits_row} * info_.vocab_size;
+      PositionLogProbs* logprobs = &logprobs_[index];
+      bool wanted = slots_[static_cast<size_t>(row.slot.value)].request->sampling.logprobs >= 0;
+      Sampler::Choice choice = sampler_.Sample(row.slot, logits, wanted ? logprobs : nullptr);
+      sampled_[index] = choice.token;
+      result.finite = choice.finite;
+      result.token_count = 1;
+      result.tokens = {&sampled_[index], 1};
+      result.logprobs = wanted ? logprobs : nullptr;
+      slots_[static_cast<size_t>(row.slot.value)].last_token = choice.token;
+    }
+  });
+}
+
+void CpuBackend::PromptLogProbs(const PlanRow& row, int32_t first_logits_row, RowResult& result) {
+  const Request& request = *slots_[static_cast<size_t>(row.slot.value)].request;
+  size_t first = prompt_logprobs_.size();
+  for (int32_t i = 0; i < row.token_count; ++i) {
+    auto next = static_cast<size_t>(row.position + i + 1);
+    if (next >= request.prompt.size()) break;
+    PositionLogProbs& out = prompt_logprobs_.emplace_back();
+    sampler_.LogProbs(logits_.as<float>() + int64_t{first_logits_row + i} * info_.vocab_size, request.prompt[next],
+                      std::max(request.sampling.logprobs, 0), &out);
+  }
+  result.prompt_logprobs = std::span(prompt_logprobs_).subspan(first);
+}
+
+}  // namespace ekiben

@@ -1,0 +1,98 @@
+#include "cli/options.h"
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <map>
+
+namespace ekiben::cli {
+
+void AddSwitch(CLI::App& app, const std::string& name, bool& value, const std::string& help) {
+  app.add_option_function<std::string>(
+         name, [&value](const std::string& text) { value = text == "enable" || text == "true" || text == "1"; }, help)
+      ->check(CLI::IsMember({"enable", "disable", "true", "false", "1", "0"}))
+      ->type_name("enable|disable")
+      ->default_str(value ? "enable" : "disable");
+}
+
+void AddBuildOptions(CLI::App& app, BuildConfig& b) {
+  constexpr const char* kGroup = "Build";
+  auto add = [&](CLI::Option* option) { option->group(kGroup)->capture_default_str(); };
+  add(app.add_option("--dtype", b.dtype,
+                     "Linear layers: auto keeps a quantised checkpoint's bits (int4, int8) and floats as bf16; or f32, "
+                     "bf16, int8, int4"));
+  add(app.add_option("--max_batch_size", b.max_batch_size, "Sequences of one step"));
+  add(app.add_option("--max_num_tokens", b.max_num_tokens, "Tokens of one step, context and generation"));
+  add(app.add_option("--max_seq_len", b.max_seq_len, "Tokens of one sequence, prompt and output; 0: the model's"));
+  add(app.add_option("--max_input_len", b.max_input_len, "Tokens of a prompt; 0: max_seq_len - 1"));
+  add(app.add_option("--max_beam_width", b.max_beam_width, "1: beam search is not offered"));
+  add(app.add_option("--opt_num_tokens", b.opt_num_tokens,
+                     "Token count to choose kernels for when multiple_profiles is disabled; 0: max_batch_size"));
+  add(app.add_option("--tokens_per_block", b.tokens_per_block, "Tokens of one KV block, a power of two"));
+  add(app.add_option("--gemm_plugin", b.gemm_plugin, "auto, or disable for our own kernels (all there are on a CPU)"));
+  add(app.add_option("--kv_cache_type", b.kv_cache_type, "paged"));
+  AddSwitch(app, "--multiple_profiles", b.multiple_profiles,
+            "Time the kernels for every bucket of token counts and keep the best of each");
+  AddSwitch(app, "--use_paged_context_fmha", b.use_paged_context_fmha, "Context attention reads the paged cache");
+  app.get_option("--multiple_profiles")->group(kGroup);
+  app.get_option("--use_paged_context_fmha")->group(kGroup);
+}
+
+void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
+  constexpr const char* kGroup = "Run time";
+  auto add = [&](CLI::Option* option) { option->group(kGroup)->capture_default_str(); };
+  auto add_switch = [&](const std::string& name, bool& value, const std::string& help) {
+    AddSwitch(app, name, value, help);
+    app.get_option(name)->group(kGroup);
+  };
+  static const std::map<std::string, CapacityPolicy> kPolicies = {
+      {"guaranteed_no_evict", CapacityPolicy::kGuaranteedNoEvict},
+      {"max_utilization", CapacityPolicy::kMaxUtilization}};
+  static const std::map<std::string, BatchingStrategy> kStrategies = {
+      {"inflight_fused_batching", BatchingStrategy::kInflightFusedBatching}, {"V1", BatchingStrategy::kV1}};
+  static const std::map<std::string, ChunkingPolicy> kChunking = {
+      {"first_come_first_served", ChunkingPolicy::kFirstComeFirstServed},
+      {"equal_progress", ChunkingPolicy::kEqualProgress}};
+  ExecutorConfig& e = o.executor;
+  add(app.add_option("--threads", o.threads, "Compute threads; 0: one for each core"));
+  add(app.add_option("--batch_scheduler_policy", e.batch_scheduler_policy,
+                     "guaranteed_no_evict: admit what surely fits to its end; max_utilization: admit more, pause and "
+                     "recompute when the cache is full")
+          ->transform(CLI::CheckedTransformer(kPolicies))
+          ->default_str("guaranteed_no_evict"));
+  add(app.add_option("--batching_strategy", e.batching_strategy,
+                     "inflight_fused_batching, or V1: a batch runs to its end before the next begins")
+          ->transform(CLI::CheckedTransformer(kStrategies))
+          ->default_str("inflight_fused_batching"));
+  add(app.add_option("--context_chunking_policy", e.context_chunking_policy,
+                     "first_come_first_served, or equal_progress")
+          ->transform(CLI::CheckedTransformer(kChunking))
+          ->default_str("first_come_first_served"));
+  add_switch("--enable_chunked_context", e.enable_chunked_context,
+             "Split long prompts over steps, so that generation goes on beside them");
+  add_switch("--enable_kv_cache_reuse", e.enable_kv_cache_reuse, "Keep finished prefixes and reuse their blocks");
+  add(app.add_option("--max_attention_window_size", e.max_attention_window_size,
+                     "Attend to that many last tokens only; 0: max_seq_len"));
+  add(app.add_option("--max_queue_size", e.max_queue_size, "Waiting requests; one more is answered 429"));
+  add(app.add_option("--max_queue_delay_microseconds", e.max_queue_delay_microseconds,
+                     "An idle executor waits that long for company before its first step"));
+  add(app.add_option("--kv_cache_free_gpu_mem_fraction", o.kv_cache_free_mem_fraction,
+                     "Share of the free memory (here: of this machine) for keys and values"));
+  add(app.add_option("--max_tokens_in_paged_kv_cache", o.max_tokens_in_paged_kv_cache,
+                     "Size of the cache in tokens; with the fraction, the smaller wins; 0: the fraction alone"));
+  add(app.add_option("--kv_cache_dtype", o.kv_cache_dtype, "auto (bf16; f32 for an f32 engine), bf16 or f32"));
+  add(app.add_option("--preprocessing_instance_count", o.preprocessing_instance_count,
+                     "Threads that render templates and tokenize"));
+  add(app.add_option("--postprocessing_instance_count", o.postprocessing_instance_count,
+                     "Threads that detokenize and match stop strings"));
+}
+
+void AddEngineSource(CLI::App& app, EngineSource& source) {
+  app.add_option(
+         "MODEL", source.text,
+         "An engine folder, a checkpoint (GGUF file or Hugging Face folder) or a tag of the model store; what is "
+         "no engine yet is built once into the cache")
+      ->required();
+  AddBuildOptions(app, source.build);
+}
+
+}  // namespace ekiben::cli

@@ -1,0 +1,149 @@
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <thread>
+
+#include <CLI/Config.hpp>
+
+#include "api/app.h"
+#include "base/human.h"
+#include "base/log.h"
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "cli/stack.h"
+#include "cli/web_page.h"
+#include "http/server.h"
+
+namespace ekiben::cli {
+namespace {
+
+struct ServeOptions {
+  EngineSource source;
+  StackOptions stack;
+  http::ServerConfig http;
+  std::vector<std::string> api_keys;
+  double traffic_timeout_s = 60, drain_timeout_s = 30;
+  int32_t max_concurrency = 0;
+};
+
+sigset_t StopSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+// True when a stop signal came within `timeout`.
+bool WaitForStop(std::chrono::milliseconds timeout) {
+  sigset_t set = StopSignals();
+  timespec wait{static_cast<time_t>(timeout.count() / 1000), static_cast<long>(timeout.count() % 1000 * 1'000'000)};
+  return sigtimedwait(&set, nullptr, &wait) > 0;
+}
+
+void PrintReady(const ServeOptions& options, const std::string& model, uint16_t port, Nanos since) {
+  std::string host = options.http.host == "0.0.0.0" || options.http.host == "::" ? "127.0.0.1" : options.http.host;
+  std::string url = fmt::format("http://{}:{}", host, port);
+  fmt::print("ready in {}\n\n  chat page  {}/\n  metrics    {}/metrics\n\n", HumanDuration(since), url, url);
+  fmt::print(
+      "  curl -N {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"stream\": "
+      "true, \"messages\": [{{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}}]}}'\n\n",
+      url, model);
+  std::fflush(stdout);
+}
+
+// Drains on the first signal, stops at once on the second. Returns whether nothing was cut.
+bool DrainUntilSecondSignal(api::App& app, double timeout_s) {
+  std::atomic<bool> drained = false, clean = false;
+  LOG_INFO("draining: no new requests; {} running, up to {:.0f} s; a second signal stops at once", app.calls_running(),
+           timeout_s);
+  std::thread drain([&] {
+    clean = app.Drain(Nanos(static_cast<int64_t>(timeout_s * 1e9)));
+    drained = true;
+  });
+  while (!drained && !WaitForStop(std::chrono::milliseconds(20))) {
+  }
+  if (!drained) {
+    LOG_WARNING("second signal: stopping with {} calls running", app.calls_running());
+    drain.detach();  // the process ends below
+    StopLogging();
+    std::_Exit(1);
+  }
+  drain.join();
+  return clean;
+}
+
+Result<int> Run(const ServeOptions& options) {
+  const Clock& clock = SystemClock::Get();
+  Nanos begin = clock.Now();
+  sigset_t signals = StopSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread starts: only this one takes them
+  std::signal(SIGPIPE, SIG_IGN);
+  ASSIGN_OR_RETURN(auto server, http::Server::Create(options.http));
+  ASSIGN_OR_RETURN(auto stack, Stack::Open(options.source, options.stack));
+  for (const std::string& line : stack->Describe()) LOG_INFO("{}", line);
+  if (options.http.host != "127.0.0.1" && options.http.host != "localhost" && options.api_keys.empty())
+    LOG_WARNING("listening on {} without --api_key: everyone who reaches this port can use the model",
+                options.http.host);
+  api::AppConfig config;
+  config.model_name = stack->model_name();
+  config.api_keys = options.api_keys;
+  config.web_page = kWebPage;
+  config.max_concurrency = options.max_concurrency;
+  config.first_byte_timeout = Nanos(static_cast<int64_t>(options.traffic_timeout_s * 1e9));
+  ASSIGN_OR_RETURN(auto app, api::CreateApp(stack->service(), *server, clock, std::move(config)));
+  server->Start();
+  PrintReady(options, stack->model_name(), server->port(), clock.Now() - begin);
+
+  constexpr auto kHealthPeriod = std::chrono::milliseconds(200);
+  int exit_code = 0;
+  while (!WaitForStop(kHealthPeriod)) {
+    if (!stack->executor().healthy()) {
+      LOG_ERROR("device fault: {}; leaving, so that a supervisor starts a fresh process", stack->executor().fault());
+      exit_code = 1;
+      break;
+    }
+  }
+  bool clean = DrainUntilSecondSignal(*app, exit_code == 0 ? options.drain_timeout_s : 1.0);
+  server->Stop();
+  LOG_INFO("stopped{}", clean ? "" : "; the drain deadline cut what was left");
+  return exit_code;
+}
+
+}  // namespace
+
+void AddServeCommand(CLI::App& app, Outcome& outcome) {
+  auto options = std::make_shared<ServeOptions>();
+  options->http.host = "127.0.0.1";
+  CLI::App* command =
+      app.add_subcommand("serve", "Serve a model over HTTP: OpenAI and BentoML routes, metrics, chat page");
+  command->footer("SIGTERM and Ctrl-C drain: running answers end, new requests get 503; a second one stops at once.");
+  AddEngineSource(*command, options->source);
+  AddRuntimeOptions(*command, options->stack);
+  constexpr const char* kGroup = "Server";
+  auto add = [&](CLI::Option* option) { option->group(kGroup)->capture_default_str(); };
+  add(command->add_option("--host", options->http.host, "Address to listen on; 0.0.0.0: every one"));
+  add(command->add_option("--port", options->http.port, "Port; 0: any free one"));
+  add(command->add_option("--io_threads", options->http.io_threads, "Threads that read and write sockets")
+          ->check(CLI::Range(1, 64)));
+  add(command->add_option("--max_connections", options->http.connections_max, "Open connections; one more is refused"));
+  command->add_option("--api_key", options->api_keys, "Accepted bearer token; repeatable; none: open to all")
+      ->group(kGroup);
+  command->add_option("--served_model_name", options->stack.served_model_name, "The model's id in the API")
+      ->group(kGroup);
+  add(command->add_option("--traffic.timeout", options->traffic_timeout_s,
+                          "Seconds to the first byte of an answer, then 504"));
+  add(command->add_option("--traffic.max_concurrency", options->max_concurrency,
+                          "Generating calls at once, then 429; 0: no limit"));
+  add(command->add_option("--drain_timeout", options->drain_timeout_s, "Seconds that a drain may take"));
+  command->callback([options, &outcome] {
+    auto result = Run(*options);
+    if (!result.ok()) {
+      outcome.result = std::move(result).error();
+    } else {
+      outcome.exit_code = *result;
+    }
+  });
+}
+
+}  // namespace ekiben::cli

@@ -1,0 +1,127 @@
+#include "cli/stack.h"
+
+#include <algorithm>
+#include <fstream>
+#include <thread>
+
+#include "base/human.h"
+
+namespace ekiben::cli {
+namespace {
+
+// MemAvailable of /proc/meminfo, in bytes; 1 GiB when it cannot be read.
+uint64_t FreeMemoryBytes() {
+  std::ifstream in("/proc/meminfo");
+  std::string key;
+  uint64_t kib = 0;
+  while (in >> key >> kib) {
+    if (key == "MemAvailable:") return kib << 10;
+    in.ignore(64, '\n');
+  }
+  return uint64_t{1} << 30;
+}
+
+Result<DType> KvDType(const std::string& option, const BuildConfig& build) {
+  if (option == "bf16") return DType::kBF16;
+  if (option == "f32") return DType::kF32;
+  if (option == "auto") return build.dtype == "f32" ? DType::kF32 : DType::kBF16;
+  return Error(Code::kInvalid, fmt::format("kv_cache_dtype: '{}' is not one of auto, bf16, f32", option),
+               "kv_cache_dtype");
+}
+
+Result<int32_t> KvBlocks(const StackOptions& options, const Engine& engine, DType dtype, int32_t max_batch_size) {
+  if (!(options.kv_cache_free_mem_fraction > 0 && options.kv_cache_free_mem_fraction <= 0.95))
+    return Error(
+        Code::kInvalid,
+        fmt::format("kv_cache_free_gpu_mem_fraction: {} is outside (0, 0.95]", options.kv_cache_free_mem_fraction),
+        "kv_cache_free_gpu_mem_fraction");
+  int64_t per_block = engine.build.tokens_per_block;
+  auto bytes_per_block =
+      static_cast<double>(CpuBackend::KvBytesPerBlock(engine.model, engine.build.tokens_per_block, dtype));
+  auto blocks = static_cast<int64_t>(static_cast<double>(FreeMemoryBytes()) * options.kv_cache_free_mem_fraction /
+                                     bytes_per_block);
+  // More than every slot at its full length is never used.
+  blocks = std::min(blocks, int64_t{max_batch_size} * ((engine.build.max_seq_len + per_block - 1) / per_block));
+  if (options.max_tokens_in_paged_kv_cache > 0)
+    blocks = std::min(blocks, options.max_tokens_in_paged_kv_cache / per_block);
+  return static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const StackOptions& options) {
+  const Clock& clock = SystemClock::Get();
+  ASSIGN_OR_RETURN(ResolvedEngine resolved, ResolveEngine(source));
+  ASSIGN_OR_RETURN(Engine engine, OpenEngine(resolved.path, Verify::kAll));
+  auto stack = std::unique_ptr<Stack>(new Stack(std::move(engine)));
+  const Engine& e = stack->engine_;
+  stack->model_name_ = options.served_model_name.empty() ? resolved.model_name : options.served_model_name;
+  if (e.tokenizer.tokens.empty())
+    return Error(Code::kInvalid,
+                 fmt::format("{}: the engine has no tokenizer, so it takes no text; build it again from a "
+                             "checkpoint with one",
+                             resolved.path.string()));
+  ASSIGN_OR_RETURN(stack->tokenizer_, text::Tokenizer::Create(e.tokenizer));
+  if (!e.tokenizer.chat_template.empty()) {
+    auto parsed = text::ChatTemplate::Parse(e.tokenizer.chat_template);
+    if (!parsed.ok()) return std::move(parsed).error().Within("chat template");
+    stack->chat_template_ = *std::move(parsed);
+  }
+  ModelConfig model = e.model;
+  int32_t window = options.executor.max_attention_window_size;
+  if (window > 0 && (model.sliding_window == 0 || window < model.sliding_window)) model.sliding_window = window;
+  ASSIGN_OR_RETURN(stack->model_, Model::Load(model, e.tensors, e.build.max_seq_len));
+
+  ExecutorConfig executor = options.executor;
+  if (executor.max_batch_size == 0) executor.max_batch_size = e.build.max_batch_size;
+  if (executor.max_num_tokens == 0) executor.max_num_tokens = e.build.max_num_tokens;
+  ASSIGN_OR_RETURN(DType kv_dtype, KvDType(options.kv_cache_dtype, e.build));
+  ASSIGN_OR_RETURN(int32_t kv_blocks, KvBlocks(options, e, kv_dtype, executor.max_batch_size));
+  CpuBackendConfig backend;
+  backend.threads =
+      options.threads > 0 ? options.threads : static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+  backend.max_batch_size = executor.max_batch_size;
+  backend.max_num_tokens = executor.max_num_tokens;
+  backend.max_seq_len = e.build.max_seq_len;
+  backend.tokens_per_block = e.build.tokens_per_block;
+  backend.kv_blocks = kv_blocks;
+  backend.kv_dtype = kv_dtype;
+  ASSIGN_OR_RETURN(stack->backend_, CpuBackend::Create(*stack->model_, backend, clock));
+  ASSIGN_OR_RETURN(stack->executor_, Executor::Create(*stack->backend_, executor, clock));
+  serve::ServiceConfig service;
+  service.model_name = stack->model_name_;
+  service.preprocessing_instance_count = options.preprocessing_instance_count;
+  service.postprocessing_instance_count = options.postprocessing_instance_count;
+  service.max_input_len = e.build.max_input_len;
+  service.max_seq_len = e.build.max_seq_len;
+  service.vocab_size = e.model.vocab_size;
+  ASSIGN_OR_RETURN(stack->service_, serve::Service::Create(*stack->executor_, *stack->tokenizer_,
+                                                           stack->chat_template(), clock, service));
+  stack->executor_->Start();
+  return stack;
+}
+
+Stack::~Stack() {
+  if (executor_) executor_->Shutdown();
+  service_.reset();
+}
+
+std::vector<std::string> Stack::Describe() const {
+  const BackendInfo& info = backend_->info();
+  std::vector<std::string> out;
+  out.push_back(fmt::format("model {} ({}, {} layers, vocabulary {}), engine {}", model_name_,
+                            engine_.model.architecture, engine_.model.num_hidden_layers, engine_.model.vocab_size,
+                            engine_.path.string()));
+  out.push_back(fmt::format("device {}", info.description));
+  out.push_back(
+      fmt::format("limits max_batch_size {}, max_num_tokens {}, max_seq_len {}, {} KV blocks of {} tokens = {} "
+                  "tokens",
+                  info.max_batch_size, info.max_num_tokens, info.max_seq_len, info.blocks, info.tokens_per_block,
+                  HumanCount(static_cast<double>(info.blocks) * info.tokens_per_block)));
+  std::string memory = fmt::format("weights {}", HumanBytes(engine_.weights.bytes().size()));
+  for (const MemoryLine& line : backend_->memory()) memory += fmt::format(", {} {}", line.name, HumanBytes(line.bytes));
+  out.push_back("memory " + memory);
+  return out;
+}
+
+}  // namespace ekiben::cli

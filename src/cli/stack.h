@@ -1,0 +1,59 @@
+// Everything that answers requests, wired from an engine: model -> backend -> executor -> service. What `serve`,
+// `chat`, `generate` and `bench --in-process` share. Thread: built and destroyed on main's; the service is then used
+// from any.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/cpu_backend.h"
+#include "base/clock.h"
+#include "cli/engine_source.h"
+#include "compile/engine.h"
+#include "executor/executor.h"
+#include "serve/service.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace ekiben::cli {
+
+struct StackOptions {
+  ExecutorConfig executor;
+  int32_t threads = 0;  // 0: one for each core
+  double kv_cache_free_mem_fraction = 0.3;
+  int64_t max_tokens_in_paged_kv_cache = 0;
+  std::string kv_cache_dtype = "auto";
+  int32_t preprocessing_instance_count = 1, postprocessing_instance_count = 1;
+  std::string served_model_name;  // empty: the engine's
+};
+
+class Stack {
+ public:
+  // Opens the engine and verifies it, allocates everything large, starts the executor.
+  static Result<std::unique_ptr<Stack>> Open(const EngineSource& source, const StackOptions& options);
+  ~Stack();
+
+  serve::Service& service() { return *service_; }
+  Executor& executor() { return *executor_; }
+  const BackendInfo& backend_info() const { return backend_->info(); }
+  const text::Tokenizer& tokenizer() const { return *tokenizer_; }
+  const text::ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
+  const Engine& engine() const { return engine_; }
+  const std::string& model_name() const { return model_name_; }
+  // Lines for people: what runs, where, and where the memory went.
+  std::vector<std::string> Describe() const;
+
+ private:
+  explicit Stack(Engine engine) : engine_(std::move(engine)) {}
+  Engine engine_;
+  std::string model_name_;
+  std::unique_ptr<text::Tokenizer> tokenizer_;
+  std::optional<text::ChatTemplate> chat_template_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<CpuBackend> backend_;
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<serve::Service> service_;
+};
+
+}  // namespace ekiben::cli

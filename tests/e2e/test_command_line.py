@@ -1,0 +1,155 @@
+"""Every command as a user types it: what works, and what a wrong input is told. Needs EKIBEN_PROGRAM and EKIBEN_TEST_MODEL."""
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import counting
+
+PROGRAM = os.environ["EKIBEN_PROGRAM"]
+MODEL = os.environ["EKIBEN_TEST_MODEL"]
+
+
+def ekiben(*args, stdin="", env=None, timeout=300):
+    return subprocess.run([PROGRAM, *map(str, args)], input=stdin, capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, **(env or {})})
+
+
+class CommandLine(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = pathlib.Path(tempfile.mkdtemp())
+        cls.engine = cls.folder / "engine"
+        run = ekiben("build", MODEL, "-o", cls.engine, "--max_batch_size", 16, "--max_seq_len", 1024,
+                     "--multiple_profiles", "disable", "--json")
+        assert run.returncode == 0, run.stderr
+        cls.summary = json.loads(run.stdout)
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.folder)
+
+    def assert_refused(self, run, *words):
+        self.assertEqual(run.returncode, 2, run.stderr)
+        lines = [l for l in run.stderr.strip().split("\n") if l]
+        self.assertEqual(len(lines), 1, run.stderr)
+        for word in words:
+            self.assertIn(word, lines[0])
+
+    def test_help_of_every_command(self):
+        for command in ("build", "serve", "chat", "generate", "bench", "models", "inspect", "check", "kernels"):
+            run = ekiben(command, "--help")
+            self.assertEqual(run.returncode, 0, run.stderr)
+            self.assertIn(command, run.stdout)
+
+    def test_build_says_what_it_packed(self):
+        self.assertEqual(self.summary["build_config"]["max_batch_size"], 16)
+        self.assertGreater(self.summary["bytes"], 60e6)
+
+    def test_inspect_checkpoint_and_engine(self):
+        checkpoint = json.loads(ekiben("inspect", MODEL, "--json").stdout)
+        self.assertIn("gguf", checkpoint["format"].lower())
+        self.assertEqual(len(checkpoint["tensors"]), 272)
+        engine = json.loads(ekiben("inspect", self.engine, "--json").stdout)
+        self.assertEqual(engine["pretrained_config"]["num_hidden_layers"], 30)
+
+    def test_generate_keeps_order_and_resumes(self):
+        prompts, out = self.folder / "prompts.jsonl", self.folder / "out.jsonl"
+        lines = [json.dumps({"prompt": f"Count: {i}, {i + 1},", "max_tokens": 4}) for i in range(12)]
+        lines[5] = json.dumps({"prompt": "x", "max_tokens": 0})
+        prompts.write_text("\n".join(lines) + "\n")
+        run = ekiben("generate", self.engine, "-i", prompts, "-o", out)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        first = out.read_text()
+        rows = [json.loads(l) for l in first.strip().split("\n")]
+        self.assertEqual([r["index"] for r in rows], list(range(12)))
+        self.assertIn("max_tokens", rows[5]["error"]["message"])
+        self.assertTrue(all(r["completion_tokens"] <= 4 for i, r in enumerate(rows) if i != 5))
+        out.write_text("".join(l + "\n" for l in first.split("\n")[:7]) + '{"index": 7, "te')  # an interrupted run
+        run = ekiben("generate", self.engine, "-i", prompts, "-o", out)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual(out.read_text(), first)
+
+    def test_chat_answers_and_ends(self):
+        run = ekiben("chat", self.engine, "--max_tokens", 8, "--temperature", 0, stdin="What is 2+2?\n\n")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertTrue(run.stdout.strip())
+        self.assertIn("tokens/s", run.stderr)
+
+    def test_models_store(self):
+        env = {"EKIBEN_HOME": str(self.folder / "store")}
+        run = ekiben("models", "import", MODEL, "--tag", "smollm2:v1", env=env)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual(json.loads(ekiben("models", "list", "--json", env=env).stdout)[0]["tag"], "smollm2:v1")
+        self.assertIn("smollm2:v1", ekiben("models", "get", "smollm2", env=env).stdout)
+        run = ekiben("inspect", "smollm2", "--json", env=env)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual(ekiben("models", "delete", "smollm2:v1", env=env).returncode, 0)
+        self.assert_refused(ekiben("models", "get", "smollm2", env=env), "smollm2", "models list")
+
+    def test_wrong_options(self):
+        out = self.folder / "never"
+        self.assert_refused(ekiben("build", MODEL, "-o", out, "--tokens_per_block", 33), "tokens_per_block", "33")
+        self.assert_refused(ekiben("build", MODEL, "-o", out, "--max_beam_width", 4), "max_beam_width", "4")
+        self.assert_refused(ekiben("build", MODEL, "-o", out, "--dtype", "fp3"), "dtype", "fp3")
+        self.assert_refused(ekiben("build", MODEL, "-o", out, "--max_seq_len", 9000), "max_seq_len", "9000", "8192")
+        self.assert_refused(ekiben("build", MODEL, "-o", out, "--gemm_plugin", "cublas"), "gemm_plugin", "cublas")
+        self.assertEqual(ekiben("build", MODEL, "-o", out, "--no_such_option", 1).returncode, 2)
+        self.assertFalse(out.exists())
+
+    def test_missing_and_damaged_inputs(self):
+        self.assert_refused(ekiben("serve", self.folder / "nothing"), "nothing")
+        bad = self.folder / "bad.gguf"
+        with open(MODEL, "rb") as f:
+            bad.write_bytes(f.read(5_000_000))
+        self.assert_refused(ekiben("build", bad, "-o", self.folder / "x"), "bad.gguf")
+        bad.write_bytes(b"GGML" + b"\0" * 100)
+        self.assert_refused(ekiben("inspect", bad), "bad.gguf")
+
+    def test_damaged_engine(self):
+        for name, offset in (("rank0.engine", 40_000_000), ("rank0.engine", 100), ("config.json", 20),
+                             ("tokenizer.bin", 1000)):
+            copy = self.folder / "damaged"
+            shutil.copytree(self.engine, copy)
+            with open(copy / name, "r+b") as f:
+                f.seek(offset)
+                byte = f.read(1)
+                f.seek(offset)
+                f.write(bytes([byte[0] ^ 0xFF]))
+            run = ekiben("serve", copy, "--port", 1)
+            self.assertEqual(run.returncode, 2, f"{name}: {run.stderr}")
+            shutil.rmtree(copy)
+        copy = self.folder / "cut"
+        shutil.copytree(self.engine, copy)
+        os.truncate(copy / "rank0.engine", 1_000_000)
+        self.assert_refused(ekiben("serve", copy), "rank0.engine", "ekiben build")
+        shutil.rmtree(copy)
+
+    def test_port_in_use(self):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            s.listen()
+            run = ekiben("serve", self.engine, "--host", "127.0.0.1", "--port", s.getsockname()[1])
+            self.assertNotEqual(run.returncode, 0)
+            self.assertIn(str(s.getsockname()[1]), run.stderr.strip().split("\n")[-1])
+
+    def test_engine_cache_is_built_once(self):
+        env = {"EKIBEN_CACHE": str(self.folder / "cache")}
+        prompts, out = self.folder / "p.jsonl", self.folder / "o.jsonl"
+        prompts.write_text('{"prompt": "Hi", "max_tokens": 1}\n')
+        for _ in range(2):
+            out.unlink(missing_ok=True)
+            run = ekiben("generate", MODEL, "-i", prompts, "-o", out, "--multiple_profiles", "disable", env=env)
+            self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertNotIn("build:", run.stderr)
+        self.assertEqual(len([p for p in (self.folder / "cache" / "engines").iterdir() if p.is_dir()]), 1)
+
+
+if __name__ == "__main__":
+    counting.run()

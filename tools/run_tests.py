@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Runs every test program and suite, one after the other, and closes with "N passed, N failed, N skipped".
+
+usage: tools/run_tests.py --build build/release [--quick] [--only NAME]
+
+Unit tests are GoogleTest programs; their counts come from their own JSON reports. A suite is a command that prints its
+counts in a last line of the same form. A suite that dies without one counts as one failure.
+"""
+import argparse
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COUNT_LINE = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
+
+
+class Totals:
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+        self.failures = []
+
+    def add(self, name, passed, failed, skipped, seconds):
+        self.passed += passed
+        self.failed += failed
+        self.skipped += skipped
+        if failed:
+            self.failures.append(name)
+        mark = "FAIL" if failed else "ok"
+        print(f"{mark:5} {name:32} {passed:6} passed {failed:4} failed {skipped:4} skipped {seconds:8.1f} s", flush=True)
+
+
+def run_gtest(program, totals, seconds_max):
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder) / "report.json"
+        begin = time.monotonic()
+        try:
+            run = subprocess.run([str(program), f"--gtest_output=json:{report}", "--gtest_brief=1"], cwd=ROOT,
+                                 capture_output=True, text=True, timeout=seconds_max, errors="replace")
+            output, code = run.stdout + run.stderr, run.returncode
+        except subprocess.TimeoutExpired as error:
+            output, code = f"timed out after {seconds_max} s\n{error.stdout or ''}", -1
+        seconds = time.monotonic() - begin
+        if not report.exists():
+            print(output[-4000:])
+            totals.add(program.name, 0, 1, 0, seconds)
+            return
+        data = json.loads(report.read_text())
+        skipped = sum(1 for suite in data["testsuites"] for test in suite["testsuite"] if test["result"] == "SKIPPED")
+        failed = data["failures"]
+        if code != 0:
+            print(output[-6000:])
+            failed = max(failed, 1)
+        totals.add(program.name, data["tests"] - failed - skipped, failed, skipped, seconds)
+
+
+def run_suite(name, command, totals, env=None, seconds_max=1200):
+    begin = time.monotonic()
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds_max, errors="replace",
+                             env={**os.environ, **(env or {})})
+        output, code = run.stdout + run.stderr, run.returncode
+    except subprocess.TimeoutExpired as error:
+        output, code = f"timed out after {seconds_max} s\n{error.stdout or ''}", -1
+    seconds = time.monotonic() - begin
+    counts = COUNT_LINE.findall(output)
+    if not counts:
+        passed, failed, skipped = (1, 0, 0) if code == 0 and "--counts" not in command else (0, 1, 0)
+    else:
+        passed, failed, skipped = (int(n or 0) for n in counts[-1])
+        if code != 0:
+            failed = max(failed, 1)
+    if failed:
+        print(output[-6000:])
+    totals.add(name, passed, failed, skipped, seconds)
+
+
+def unittest_counts(name, path, totals):
+    begin = time.monotonic()
+    run = subprocess.run([sys.executable, str(path)], cwd=ROOT, capture_output=True, text=True)
+    match = re.search(r"^Ran (\d+) tests?", run.stderr, re.M)
+    count = int(match.group(1)) if match else 0
+    if run.returncode != 0:
+        print(run.stderr[-4000:])
+    totals.add(name, count if run.returncode == 0 else 0, 0 if run.returncode == 0 else max(1, count), 0,
+               time.monotonic() - begin)
+
+
+def python_for(name, requirements):
+    """The interpreter of a suite's environment, made by ./dev."""
+    run = subprocess.run(["./dev", "python", name, str(requirements)], cwd=ROOT, capture_output=True, text=True)
+    if run.returncode != 0:
+        print(run.stdout[-2000:], run.stderr[-2000:])
+        return None
+    return run.stdout.strip().split("\n")[-1]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    """A real `ekiben serve` for the client suites."""
+
+    def __init__(self, program, model):
+        self.port = free_port()
+        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)
+        self.process = subprocess.Popen([str(program), "serve", model, "--port", str(self.port), "--host", "127.0.0.1",
+                                         "--served_model_name", "SmolLM2-135M-Instruct"],
+                                        stdout=self.log, stderr=self.log)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def wait_ready(self, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(self.url + "/readyz", timeout=2) as answer:
+                    if answer.status == 200:
+                        return True
+            except OSError:
+                time.sleep(0.1)
+        return False
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return -9
+
+
+def client_suites(build, totals, only):
+    program, model = build / "ekiben", os.environ.get("EKIBEN_TEST_MODEL", "")
+    suites = sorted((ROOT / "tests" / "conformance").glob("test_*.py")) + sorted((ROOT / "tests" / "e2e").glob("test_*.py"))
+    suites = [s for s in suites if not only or only in s.name]
+    if not suites:
+        return
+    if not model or not program.exists():
+        totals.add("conformance", 0, 0, len(suites), 0)
+        return
+    python = python_for("conformance", ROOT / "tests" / "conformance" / "requirements.txt")
+    server = Server(program, model)
+    try:
+        if python is None or not server.wait_ready(180):
+            print(open(server.log.name).read()[-4000:])
+            totals.add("conformance", 0, len(suites), 0, 0)
+            return
+        for suite in suites:
+            run_suite(f"{suite.parent.name}/{suite.stem}", [python, str(suite)], totals,
+                      {"EKIBEN_URL": server.url, "EKIBEN_PROGRAM": str(program), "EKIBEN_SERVER_PID":
+                       str(server.process.pid)})
+    finally:
+        begin = time.monotonic()
+        code = server.stop()
+        totals.add("serve ends by SIGTERM", int(code == 0), int(code != 0), 0, time.monotonic() - begin)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=pathlib.Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="unit tests and lint only")
+    parser.add_argument("--only", default="", help="only what has this in its name")
+    args = parser.parse_args()
+    build = args.build.resolve()
+    totals = Totals()
+    begin = time.monotonic()
+    for program in sorted(build.rglob("*_test")):
+        if program.is_file() and os.access(program, os.X_OK) and args.only in program.name:
+            run_gtest(program, totals, 900)
+    if args.only in "tidy":
+        unittest_counts("tidy_test", ROOT / "tools" / "tidy_test.py", totals)
+        run_suite("tidy", ["tools/tidy"] + ([] if args.quick else ["--headers"]), totals)
+    if not args.quick:
+        for folder in sorted((ROOT / "tests" / "oracles").iterdir() if (ROOT / "tests" / "oracles").exists() else []):
+            script = folder / "compare.py"
+            if script.exists() and args.only in f"oracle {folder.name}":
+                python = python_for(f"oracle-{folder.name}", folder / "requirements.txt")
+                if python is None:
+                    totals.add(f"oracle {folder.name}", 0, 1, 0, 0)
+                else:
+                    run_suite(f"oracle {folder.name}", [python, str(script), "--quick", "--build", str(build)], totals)
+        client_suites(build, totals, args.only)
+    print(f"{time.monotonic() - begin:.0f} s" + (f"; failed: {', '.join(totals.failures)}" if totals.failures else ""))
+    print(f"{totals.passed} passed, {totals.failed} failed, {totals.skipped} skipped")
+    return 1 if totals.failed or totals.passed == 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
