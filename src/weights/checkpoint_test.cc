@@ -111,6 +111,39 @@ TEST_F(CheckpointTest, OpensAFolderOfOneFile) {
   EXPECT_NE(OpenCheckpoint(folder_)->fingerprint, before);
 }
 
+TEST_F(CheckpointTest, ReadsTheFoldersTokenizer) {
+  WriteConfig(R"(,"eos_token_id":3)");
+  WriteSafetensors("model.safetensors", {"model.embed_tokens.weight"});
+  Write("tokenizer.json", R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"<|end|>":3},"merges":["a b"]},
+      "added_tokens":[{"id":3,"content":"<|end|>","special":true}],
+      "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"decoder":{"type":"ByteLevel"}})");
+  Write("generation_config.json", R"({"eos_token_id": 1})");
+  Result<Checkpoint> checkpoint = OpenCheckpoint(folder_);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message();
+  ASSERT_TRUE(checkpoint->has_tokenizer) << checkpoint->tokenizer_error;
+  EXPECT_EQ(checkpoint->tokenizer.tokens.size(), 4u);
+  EXPECT_EQ(checkpoint->tokenizer.merges.size(), 1u);
+  EXPECT_THAT(checkpoint->tokenizer.end_ids, ElementsAre(1, 3));
+  EXPECT_EQ(InspectFile(folder_)->at("tokenizer").at("tokens"), 4u);
+}
+
+// Files by the formats' own writers (tests/fuzz/seeds/make_weights_seeds.py), not by ours.
+TEST_F(CheckpointTest, ReadsWhatTheReferenceWritersWrote) {
+  fs::path seeds = fs::path(EKIBEN_SOURCE_DIR) / "tests/fuzz/seeds";
+  Result<Checkpoint> llama = OpenCheckpoint(seeds / "gguf/llama.gguf");
+  ASSERT_TRUE(llama.ok()) << llama.error().message();
+  EXPECT_EQ(llama->config.rope_scaling.type, RopeScaling::Type::kLinear);
+  EXPECT_THAT((*llama->Tensor("model.layers.0.self_attn.k_proj.weight"))->shape, ElementsAre(16, 32));
+  EXPECT_EQ((*llama->Tensor("model.layers.0.self_attn.v_proj.weight"))->dtype, DType::kQ5_0);
+  EXPECT_THAT(llama->tokenizer.tokens, ElementsAre("<|im_end|>", "a", "b", "ab", " ", "\n"));
+  Result<Checkpoint> qwen = OpenCheckpoint(seeds / "gguf/qwen2.gguf");
+  ASSERT_TRUE(qwen.ok()) << qwen.error().message();
+  EXPECT_EQ(qwen->config.rope_scaling.type, RopeScaling::Type::kYarn);
+  EXPECT_EQ(qwen->tokenizer.model, text::Model::kSentencePieceBpe);
+  EXPECT_FALSE(OpenCheckpoint(seeds / "gguf/vocabulary.gguf").ok());
+  EXPECT_EQ(InspectFile(seeds / "gguf/vocabulary.gguf")->at("tokenizer").at("tokens"), 6u);
+}
+
 TEST_F(CheckpointTest, OpensShards) {
   WriteConfig(R"(,"tie_word_embeddings":false)");
   WriteSafetensors("model-00001-of-00002.safetensors", {"a", "unused"});
