@@ -112,8 +112,23 @@ TEST(ThreadPool, ParallelForCoversEveryIndexOnce) {
         for (int64_t i = begin; i < end; ++i) ++hits[static_cast<size_t>(i)];
       });
       for (auto& hit : hits) EXPECT_EQ(hit, 1);
+      pool.ParallelStreams(count, 4, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) ++hits[static_cast<size_t>(i)];
+      });
+      for (auto& hit : hits) EXPECT_EQ(hit, 2);
     }
   }
+}
+
+TEST(ThreadPool, AMemberThatIsDoneHelpsTheOthers) {
+  ThreadPool pool(2);
+  std::atomic<int64_t> done{0};
+  pool.ParallelStreams(100, 1, [&](int64_t begin, int64_t, int) {
+    // Whoever takes the first piece waits until all others are done: impossible unless its share is taken over.
+    while (begin == 0 && done.load() != 99) std::this_thread::yield();
+    ++done;
+  });
+  EXPECT_EQ(done, 100);
 }
 
 TEST(ThreadPool, WakesMembersThatSleep) {

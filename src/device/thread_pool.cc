@@ -1,5 +1,6 @@
 #include "device/thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -53,7 +54,12 @@ struct ThreadPool::State {
   alignas(128) std::atomic<uint32_t> epoch{0};
   alignas(128) std::atomic<int32_t> pending{0};
   alignas(128) std::atomic<int64_t> cursor{0};
-  ErasedBody body = nullptr;  // null: stop
+  struct alignas(128) Stream {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Stream> streams;  // [members]
+  ErasedBody body = nullptr;    // null: stop
   void* context = nullptr;
   std::vector<std::thread> members;
 
@@ -74,6 +80,7 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()), threads_(threads) {
   CHECK_GE(threads, 1);
+  state_->streams = std::vector<State::Stream>(static_cast<size_t>(threads));
   for (int member = 1; member < threads; ++member) {
     state_->members.emplace_back([state = state_.get(), member] { state->Serve(member); });
   }
@@ -105,6 +112,27 @@ void ThreadPool::ResetCursor() {
 
 int64_t ThreadPool::NextBlock(int64_t grain) {
   return state_->cursor.fetch_add(grain, std::memory_order_relaxed);
+}
+
+void ThreadPool::ResetStreams(int64_t count, int64_t grain) {
+  // Shares are whole grains, so that only the last one is short.
+  int64_t grains = (count + grain - 1) / grain;
+  for (int m = 0; m < threads_; ++m) {
+    State::Stream& stream = state_->streams[static_cast<size_t>(m)];
+    stream.next.store(std::min(count, grains * m / threads_ * grain), std::memory_order_relaxed);
+    stream.end = std::min(count, grains * (m + 1) / threads_ * grain);
+  }
+}
+
+int64_t ThreadPool::StreamEnd(int owner) const {
+  return state_->streams[static_cast<size_t>(owner)].end;
+}
+
+int64_t ThreadPool::NextOfStream(int owner, int64_t grain) {
+  State::Stream& stream = state_->streams[static_cast<size_t>(owner)];
+  // A look first: a drained stream is asked by every member, and a locked add for nothing moves its line around.
+  if (stream.next.load(std::memory_order_relaxed) >= stream.end) return stream.end;
+  return stream.next.fetch_add(grain, std::memory_order_relaxed);
 }
 
 }  // namespace ekiben

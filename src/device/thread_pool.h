@@ -44,11 +44,37 @@ class ThreadPool {
     });
   }
 
+  // The same split for work that streams through memory: each member has a contiguous share of [0, count) and takes it
+  // in order, `grain` at a time, so that what it fetched ahead is what it takes next; a member that is done helps the
+  // others with theirs.
+  template <class Body>
+  void ParallelStreams(int64_t count, int64_t grain, Body&& body) {
+    if (threads_ == 1 || count <= grain) {
+      if (count > 0) body(int64_t{0}, count, 0);
+      return;
+    }
+    ResetStreams(count, grain);
+    Run([&](int member) {
+      for (int i = 0; i < threads_; ++i) {
+        int owner = member + i < threads_ ? member + i : member + i - threads_;
+        int64_t end = StreamEnd(owner);
+        for (;;) {
+          int64_t begin = NextOfStream(owner, grain);
+          if (begin >= end) break;
+          body(begin, begin + grain < end ? begin + grain : end, member);
+        }
+      }
+    });
+  }
+
  private:
   using ErasedBody = void (*)(void*, int);
   void RunErased(ErasedBody body, void* context);
   void ResetCursor();
   int64_t NextBlock(int64_t grain);
+  void ResetStreams(int64_t count, int64_t grain);
+  int64_t StreamEnd(int owner) const;
+  int64_t NextOfStream(int owner, int64_t grain);
   struct State;
   std::unique_ptr<State> state_;
   int threads_;

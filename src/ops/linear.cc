@@ -62,7 +62,7 @@ void RunGroups(OpContext& ctx, Body body, LinearTask task, const LinearVariant& 
   int64_t groups = GroupsOf(task.out_features), count = groups * tiles;
   int64_t grain = std::max(int64_t{1}, CeilDiv(count, int64_t{ctx.pool->size()} * variant.pieces_per_thread));
   task.prefetch_bytes = variant.prefetch_bytes;
-  ctx.pool->ParallelFor(count, grain, [&](int64_t begin, int64_t end, int) {
+  ctx.pool->ParallelStreams(count, grain, [&](int64_t begin, int64_t end, int) {
     LinearTask mine = task;
     while (begin < end) {
       int64_t tile = begin / groups;

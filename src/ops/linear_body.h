@@ -229,16 +229,23 @@ static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& 
 template <int kRecords>
 BODY_INLINE void Int4Records(const Ints (&weights)[16], Ints pair0, Ints pair1, const int8_t* codes,
                              const QuantRecord* records, float* acc) {
-  Ints a[kRecords], b[kRecords];
-  UNROLL for (int r = 0; r < kRecords; ++r) {
-    a[r] = BroadcastInt(records[r].int4_start[0]);
-    b[r] = BroadcastInt(records[r].int4_start[1]);
+  // Four chains at least: a single record runs its halves apart (integers: any order is the same sum).
+  constexpr int kParts = kRecords == 1 ? 2 : 1;
+  Ints a[kRecords * kParts], b[kRecords * kParts];
+  UNROLL for (int r = 0; r < kRecords * kParts; ++r) {
+    a[r] = r < kRecords ? BroadcastInt(records[r].int4_start[0]) : ZeroInts();
+    b[r] = r < kRecords ? BroadcastInt(records[r].int4_start[1]) : ZeroInts();
   }
   UNROLL for (int j = 0; j < 8; ++j) {
     UNROLL for (int r = 0; r < kRecords; ++r) {
-      a[r] = DotSmallBytes(a[r], weights[j], codes + r * kStripColumns + 4 * j);
-      b[r] = DotSmallBytes(b[r], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
+      int part = kParts == 2 ? j / 4 : r;
+      a[part] = DotSmallBytes(a[part], weights[j], codes + r * kStripColumns + 4 * j);
+      b[part] = DotSmallBytes(b[part], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
     }
+  }
+  if (kParts == 2) {
+    a[0] = AddInts(a[0], a[kParts - 1]);
+    b[0] = AddInts(b[0], b[kParts - 1]);
   }
   UNROLL for (int r = 0; r < kRecords; ++r) {
     Ints sum = DotWords(DotWords(ZeroInts(), a[r], pair0), b[r], pair1);
@@ -305,21 +312,22 @@ static void Int4Rows(const LinearTask& task) {
 template <int kRecords>
 BODY_INLINE void Int8Records(const Ints (&weights)[16], Lanes row_scale, const int8_t* codes,
                              const QuantRecord* records, float* acc) {
-  Ints a[kRecords], b[kRecords];
-  UNROLL for (int r = 0; r < kRecords; ++r) {
-    a[r] = BroadcastInt(records[r].int8_start);
-    b[r] = ZeroInts();
+  constexpr int kParts = kRecords == 1 ? 4 : kRecords == 2 ? 2 : 1;
+  Ints a[kRecords * kParts];
+  UNROLL for (int r = 0; r < kRecords * kParts; ++r) {
+    a[r] = r < kRecords ? BroadcastInt(records[r].int8_start) : ZeroInts();
   }
-  UNROLL for (int j = 0; j < 8; ++j) {
+  UNROLL for (int j = 0; j < 16; ++j) {
     UNROLL for (int r = 0; r < kRecords; ++r) {
-      a[r] = DotBytes(a[r], weights[j], codes + r * kStripColumns + 4 * j);
-      b[r] = DotBytes(b[r], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
+      int part = j % kParts * kRecords + r;
+      a[part] = DotBytes(a[part], weights[j], codes + r * kStripColumns + 4 * j);
     }
   }
+  UNROLL for (int r = kRecords; r < kRecords * kParts; ++r) a[r % kRecords] = AddInts(a[r % kRecords], a[r]);
   UNROLL for (int r = 0; r < kRecords; ++r) {
     Lanes scale = Multiply(row_scale, Broadcast(records[r].scale));
     float* row = acc + records[r].token * kGroupRows;
-    Store(row, Fma(ToFloat(AddInts(a[r], b[r])), scale, Load(row)));
+    Store(row, Fma(ToFloat(a[r]), scale, Load(row)));
   }
 }
 
