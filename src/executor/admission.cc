@@ -20,6 +20,7 @@ int32_t ExecutorLoop::BlocksToEnd(const Sequence& sequence, int32_t blocks_have,
 // An idle executor may wait a moment for company, so that requests that come together share their first step.
 bool ExecutorLoop::WaitingForCompany(Nanos now) {
   bool idle = running_.empty() && in_flight_ == 0 && !waiting_.empty();
+  idle = idle && paused_ == 0 && !waiting_.first()->owner->started;  // these have waited
   bool wanted = config_.max_queue_delay_microseconds > 0 && !draining_.load(std::memory_order_relaxed);
   if (!idle || !wanted) {
     company_until_.reset();
