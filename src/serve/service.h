@@ -38,6 +38,7 @@ struct TextRequest {
   std::variant<std::string, std::vector<TokenId>, ChatInput> input;
   bool add_special_tokens = true;     // of a plain prompt; a rendered chat never adds them again
   std::optional<int32_t> max_tokens;  // nullopt: what is left of max_seq_len
+  bool clamp_max_tokens = false;      // more than is left of max_seq_len: take what is left, instead of an error
   int32_t n = 1;
   SamplingParams sampling;
   std::vector<std::string> stop;       // at most 16 of at most 1,024 bytes
@@ -90,6 +91,7 @@ struct ServiceConfig {
   size_t preprocessing_queue_max = 1024;    // requests
   size_t postprocessing_queue_max = 65536;  // tokens, each instance
   int32_t max_input_len = 0, max_seq_len = 0, vocab_size = 0;
+  int32_t max_queue_size = 0;  // the executor's: a full queue refuses before any text is tokenized; 0: not checked
 };
 
 struct ServiceStats {
@@ -100,7 +102,8 @@ struct ServiceStats {
 
 class Service {
  public:
-  // All references outlive the service. `chat_template` may be null: chat input is then refused.
+  // All references outlive the service. `chat_template` may be null: chat input is then refused. The service may be
+  // destroyed once the executor is shut down or has nothing of its requests left.
   static Result<std::unique_ptr<Service>> Create(Executor& executor, const text::Tokenizer& tokenizer,
                                                  const text::ChatTemplate* chat_template, const Clock& clock,
                                                  const ServiceConfig& config);

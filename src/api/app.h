@@ -1,0 +1,51 @@
+// The routes of one server: OpenAI's, BentoML's, health, metrics and the chat page, all on one port, over one Service.
+// cli/ creates service, server and app, calls server.Start(), and on SIGTERM app.Drain().
+// Thread: handlers run on I/O threads; the methods below from any.
+#pragma once
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "api/bento_request.h"
+#include "api/openai_request.h"
+#include "base/clock.h"
+#include "base/result.h"
+#include "http/server.h"
+#include "serve/service.h"
+
+namespace ekiben::api {
+
+struct AppConfig {
+  std::string model_name;                  // id in /v1/models
+  std::vector<std::string> model_aliases;  // further names that requests may use
+  std::string service_name = "ekiben";     // "server: BentoML Service/<name>" on /generate
+  std::string version = "0.1.0";
+  std::vector<std::string> api_keys;  // empty: open
+  std::string_view web_page;          // served at "/"; static storage; empty: 404
+  size_t body_bytes_max = size_t{16} << 20;
+  int32_t max_concurrency = 0;  // traffic.max_concurrency: generating calls at once, then 429; 0: no limit
+  Nanos first_byte_timeout{};   // traffic.timeout: to the first byte of the answer, then 504; 0: none
+  Nanos request_timeout{};      // to the end of the answer; 0: none
+  OpenAiLimits limits;
+  GenerateDefaults generate;
+};
+
+class App {
+ public:
+  virtual ~App() = default;
+
+  // From here on /readyz says 503 and new calls are refused; running ones go on. Idempotent.
+  virtual void BeginDrain() = 0;
+  // BeginDrain, then the server's drain; what is left at the deadline ends with an error event and [DONE].
+  // True when nothing had to be cut.
+  virtual bool Drain(Nanos timeout) = 0;
+  virtual size_t calls_running() const = 0;
+};
+
+// Sets the server's handler; before server.Start(). Service, server and clock outlive the app, and the server is
+// stopped before the app is destroyed.
+Result<std::unique_ptr<App>> CreateApp(serve::Service& service, http::Server& server, const Clock& clock,
+                                       AppConfig config);
+
+}  // namespace ekiben::api

@@ -1,0 +1,101 @@
+// One client call that generates text: from the parsed body to the finished answer, whatever the surface. The base
+// class owns the life cycle (submit, count the ends, cancel when the client leaves, fail once), the derived classes the
+// words.
+//
+// Invariants: the answer is finished exactly once (done_); after that nothing is written and every request of the call
+// is cancelled or has ended. Errors before the first byte are a status, later ones are the surface's own event.
+// Thread: any; mutex_ guards everything below it and is held while the derived class is called.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "api/metrics.h"
+#include "base/clock.h"
+#include "http/server.h"
+#include "serve/service.h"
+
+namespace ekiben::api {
+
+class CompletionCall;
+
+// The calls that are running, so that a drain can end what is left of them.
+class CallRegistry {
+ public:
+  void Add(const std::shared_ptr<CompletionCall>& call);
+  void Remove(CompletionCall* call);
+  size_t size() const;
+  void FailAll(const Error& error);
+
+ private:
+  mutable std::mutex mutex_;
+  std::unordered_map<CompletionCall*, std::weak_ptr<CompletionCall>> calls_;
+};
+
+// What a call uses; all of it outlives the call.
+struct CallContext {
+  serve::Service& service;
+  Metrics& metrics;
+  CallRegistry& registry;
+  const Clock& clock;
+};
+
+class CompletionCall : public std::enable_shared_from_this<CompletionCall> {
+ public:
+  CompletionCall(const CallContext& context, std::shared_ptr<http::ResponseWriter> writer);
+  virtual ~CompletionCall();
+
+  // Submits every prompt. `first_byte_timeout`: 504 when nothing could be sent by then; zero: none.
+  void Begin(std::vector<serve::TextRequest> prompts, Nanos first_byte_timeout);
+  // Ends the call with an error, if it has not ended.
+  void Fail(const Error& error);
+
+ protected:
+  struct Sequence {
+    int32_t index = 0;  // of the choice: prompt index * n + sequence index
+    int32_t output_tokens = 0;
+    Nanos last_token{};
+    FinishReason reason = FinishReason::kNone;
+  };
+  struct Prompt {
+    RequestId id{};
+    serve::PromptInfo info;
+    bool known = false;
+    std::vector<Sequence> sequences;
+  };
+
+  // mutex_ is held.
+  virtual void PromptKnown(Prompt& prompt) = 0;
+  virtual void Text(Prompt& prompt, Sequence& sequence, const serve::TextEvent& event) = 0;
+  virtual void AllEnded() = 0;
+  virtual void Broken(const Error& error) = 0;
+
+  int64_t prompt_tokens() const;
+  int64_t cached_tokens() const;
+  int64_t output_tokens() const;
+
+  const CallContext context_;
+  const std::shared_ptr<http::ResponseWriter> writer_;
+  const Nanos arrival_;
+  std::vector<Prompt> prompts_;
+  bool started_ = false;  // the head of the answer is out
+
+ private:
+  class Sink;
+
+  void OnPrompt(size_t prompt_index, const serve::PromptInfo& info);
+  void OnText(size_t prompt_index, const serve::TextEvent& event);
+  void FailLocked(const Error& error);
+  void ClientLeft();
+  void CancelAllLocked();
+  void LeaveLocked();
+  void CountTokens(Sequence& sequence, const serve::TextEvent& event);
+
+  std::mutex mutex_;
+  size_t sequences_left_ = 0;
+  bool first_token_seen_ = false, done_ = false;
+};
+
+}  // namespace ekiben::api

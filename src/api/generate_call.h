@@ -1,0 +1,15 @@
+// The answer of POST /generate: the text itself, one HTTP chunk an event, no framing. The status line goes out with the
+// first text, so that a failure before it is a clean error; one after it is a line of JSON in the text, as the service
+// that this replaces wrote it.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "api/completion_call.h"
+
+namespace ekiben::api {
+
+std::shared_ptr<CompletionCall> MakeGenerateCall(const CallContext& context,
+                                                 std::shared_ptr<http::ResponseWriter> writer, http::Headers headers);
+
+}  // namespace ekiben::api

@@ -1,0 +1,197 @@
+#include "api/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <array>
+
+#include "executor/executor.h"
+
+namespace ekiben::api {
+namespace {
+
+using prometheus::Histogram;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+const Histogram::BucketBoundaries kFirstTokenBuckets = {.001, .0025, .005, .01, .025, .05, .1, .25,
+                                                        .5,   1,     2.5,  5,   10,   30,  60};
+const Histogram::BucketBoundaries kBetweenTokenBuckets = {.0005, .001, .0025, .005, .01, .02, .03, .05,
+                                                          .075,  .1,   .15,   .2,   .3,  .5,  1,   2.5};
+const Histogram::BucketBoundaries kRequestBuckets = {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600};
+const Histogram::BucketBoundaries kTokenBuckets = {1,   2,    5,    10,   20,    50,    100,  200,
+                                                   500, 1000, 2000, 5000, 10000, 20000, 50000};
+
+// One number read at scrape time, as a family of its own.
+MetricFamily Reading(const std::string& name, const std::string& help, MetricType type, double value,
+                     const std::string& model) {
+  MetricFamily family{name, help, type, {}};
+  prometheus::ClientMetric metric;
+  metric.label.push_back({"model_name", model});
+  if (type == MetricType::Counter)
+    metric.counter.value = value;
+  else
+    metric.gauge.value = value;
+  family.metric.push_back(std::move(metric));
+  return family;
+}
+
+}  // namespace
+
+struct Metrics::State {
+  State(serve::Service& s, const http::Server& h, const std::string& name) : service(s), server(h), model(name) {}
+
+  Histogram& AddHistogram(const char* name, const char* alias, const char* help,
+                          const Histogram::BucketBoundaries& buckets) {
+    auto& own = prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
+    if (alias != nullptr) aliases.emplace_back(name, alias);
+    return own.Add({{"model_name", model}}, buckets);
+  }
+  std::vector<MetricFamily> Readings() const;
+
+  serve::Service& service;
+  const http::Server& server;
+  const std::string model;
+  prometheus::Registry registry;
+  std::vector<std::pair<std::string, std::string>> aliases;  // own name -> vLLM's, the same numbers
+  Histogram& first_token = AddHistogram("ekiben_time_to_first_token_seconds", "vllm:time_to_first_token_seconds",
+                                        "From the request's arrival to its first token.", kFirstTokenBuckets);
+  Histogram& between_tokens = AddHistogram("ekiben_inter_token_latency_seconds", "vllm:inter_token_latency_seconds",
+                                           "Between two tokens of one sequence.", kBetweenTokenBuckets);
+  Histogram& whole_request = AddHistogram("ekiben_request_seconds", "vllm:e2e_request_latency_seconds",
+                                          "From a request's arrival to its last token.", kRequestBuckets);
+  Histogram& prompt_tokens = AddHistogram("ekiben_request_prompt_tokens", "vllm:request_prompt_tokens",
+                                          "Prompt tokens of a request.", kTokenBuckets);
+  Histogram& output_tokens = AddHistogram("ekiben_request_output_tokens", "vllm:request_generation_tokens",
+                                          "Generated tokens of a request.", kTokenBuckets);
+  prometheus::Family<prometheus::Counter>& finished = prometheus::BuildCounter()
+                                                          .Name("ekiben_sequences_finished_total")
+                                                          .Help("Sequences by how they ended.")
+                                                          .Register(registry);
+  prometheus::Family<prometheus::Counter>& failed = prometheus::BuildCounter()
+                                                        .Name("ekiben_requests_failed_total")
+                                                        .Help("Requests that ended with an error, by its code.")
+                                                        .Register(registry);
+  prometheus::Gauge& in_progress = prometheus::BuildGauge()
+                                       .Name("ekiben_requests_in_progress")
+                                       .Help("Requests whose answer is not finished.")
+                                       .Register(registry)
+                                       .Add({{"model_name", model}});
+  std::array<prometheus::Counter*, 7> by_reason{};
+};
+
+Metrics::Metrics(serve::Service& service, const http::Server& server, const std::string& model_name)
+    : state_(std::make_unique<State>(service, server, model_name)) {
+  state_->aliases.emplace_back("ekiben_sequences_finished_total", "vllm:request_success_total");
+  // Every series exists from the start, so that a rate over it has a zero to begin with.
+  for (FinishReason reason : {FinishReason::kEndToken, FinishReason::kStopText, FinishReason::kLength,
+                              FinishReason::kCancelled, FinishReason::kDeadline, FinishReason::kError})
+    state_->by_reason[static_cast<size_t>(reason)] =
+        &state_->finished.Add({{"model_name", model_name}, {"finished_reason", std::string(FinishReasonName(reason))}});
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::RequestBegins() {
+  state_->in_progress.Increment();
+}
+void Metrics::FirstToken(Nanos since_arrival) {
+  state_->first_token.Observe(Seconds(since_arrival));
+}
+void Metrics::NextToken(Nanos since_last) {
+  state_->between_tokens.Observe(Seconds(since_last));
+}
+void Metrics::SequenceEnds(FinishReason reason) {
+  auto* counter = state_->by_reason[static_cast<size_t>(reason)];
+  if (counter != nullptr) counter->Increment();
+}
+void Metrics::RequestEnds(Nanos since_arrival, int64_t prompt_tokens, int64_t output_tokens) {
+  state_->whole_request.Observe(Seconds(since_arrival));
+  state_->prompt_tokens.Observe(static_cast<double>(prompt_tokens));
+  state_->output_tokens.Observe(static_cast<double>(output_tokens));
+}
+void Metrics::RequestFails(Code code) {
+  state_->failed.Add({{"model_name", state_->model}, {"code", std::string(CodeName(code))}}).Increment();
+}
+void Metrics::RequestLeaves() {
+  state_->in_progress.Decrement();
+}
+int64_t Metrics::in_progress() const {
+  return static_cast<int64_t>(state_->in_progress.Value());
+}
+
+std::vector<MetricFamily> Metrics::State::Readings() const {
+  std::vector<MetricFamily> out;
+  auto gauge = [&](const char* name, const char* alias, const char* help, double value) {
+    out.push_back(Reading(name, help, MetricType::Gauge, value, model));
+    if (alias != nullptr) out.push_back(Reading(alias, help, MetricType::Gauge, value, model));
+  };
+  auto counter = [&](const char* name, const char* alias, const char* help, uint64_t value) {
+    out.push_back(Reading(name, help, MetricType::Counter, static_cast<double>(value), model));
+    if (alias != nullptr) out.push_back(Reading(alias, help, MetricType::Counter, static_cast<double>(value), model));
+  };
+  ExecutorStats e = service.executor().stats();
+  gauge("ekiben_requests_waiting", "vllm:num_requests_waiting", "Requests in the executor's queue.", e.waiting);
+  gauge("ekiben_requests_running", "vllm:num_requests_running", "Sequences that hold a slot.", e.running);
+  gauge("ekiben_requests_paused", nullptr, "Sequences that gave their blocks back and wait to be computed again.",
+        e.paused);
+  double total = e.blocks_total > 0 ? e.blocks_total : 1;
+  gauge("ekiben_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc", "Share of the KV blocks that are leased.",
+        e.blocks_used / total);
+  gauge("ekiben_kv_cache_blocks", nullptr, "KV blocks in all.", e.blocks_total);
+  gauge("ekiben_kv_cache_blocks_reusable", nullptr, "KV blocks that hold a prefix nobody leases.", e.blocks_cached);
+  counter("ekiben_prefix_tokens_queried_total", "vllm:prefix_cache_queries_total",
+          "Prompt tokens looked up in the prefix tree.", e.prefix_tokens_queried);
+  counter("ekiben_prefix_tokens_reused_total", "vllm:prefix_cache_hits_total",
+          "Prompt tokens whose keys and values were reused.", e.prefix_tokens_reused);
+  counter("ekiben_preemptions_total", "vllm:num_preemptions_total", "Sequences paused for want of blocks.",
+          e.preemptions);
+  counter("ekiben_steps_total", nullptr, "Forward passes.", e.steps);
+  counter("ekiben_context_tokens_total", nullptr, "Tokens computed in context phase.", e.context_tokens);
+  counter("ekiben_generation_tokens_total", nullptr, "Tokens computed in generation phase.", e.generation_tokens);
+  gauge("ekiben_last_step_device_seconds", nullptr, "What the last step took on the device.",
+        Seconds(e.last_step_device_time));
+  gauge("ekiben_last_step_host_seconds", nullptr, "What the last step took on the host beside it.",
+        Seconds(e.last_step_host_time));
+  gauge("ekiben_last_step_context_tokens", nullptr, "Context tokens of the last step.", e.last_step_context_tokens);
+  gauge("ekiben_last_step_generation_rows", nullptr, "Generation rows of the last step.", e.last_step_generation_rows);
+  serve::ServiceStats s = service.stats();
+  counter("ekiben_requests_total", nullptr, "Requests that entered the ensemble.", s.requests);
+  counter("ekiben_prompt_tokens_total", "vllm:prompt_tokens_total", "Prompt tokens accepted.", s.prompt_tokens);
+  counter("ekiben_output_tokens_total", "vllm:generation_tokens_total", "Tokens generated.", s.output_tokens);
+  gauge("ekiben_preprocessing_queued", nullptr, "Requests before a preprocessing instance.",
+        static_cast<double>(s.preprocessing_queued));
+  gauge("ekiben_postprocessing_queued", nullptr, "Tokens before a postprocessing instance.",
+        static_cast<double>(s.postprocessing_queued));
+  counter("ekiben_postprocessing_stalls_total", nullptr, "Tokens that found that queue full.", s.postprocessing_stalls);
+  http::ServerStats h = server.stats();
+  gauge("ekiben_http_connections", nullptr, "Open connections.", static_cast<double>(h.connections));
+  counter("ekiben_http_requests_total", nullptr, "HTTP requests read.", h.requests);
+  counter("ekiben_http_requests_malformed_total", nullptr, "HTTP requests refused while being read.",
+          h.requests_malformed);
+  counter("ekiben_http_clients_left_total", nullptr, "Connections closed before their answer was finished.",
+          h.clients_left);
+  counter("ekiben_http_clients_too_slow_total", nullptr, "Of these, closed for not reading.", h.clients_too_slow);
+  counter("ekiben_http_bytes_sent_total", nullptr, "Bytes handed to sockets.", h.bytes_sent);
+  return out;
+}
+
+std::string Metrics::Text() const {
+  std::vector<MetricFamily> families = state_->registry.Collect();
+  size_t own = families.size();
+  for (size_t i = 0; i < own; ++i) {
+    for (const auto& [name, alias] : state_->aliases) {
+      if (families[i].name != name) continue;
+      MetricFamily copy = families[i];
+      copy.name = alias;
+      families.push_back(std::move(copy));
+    }
+  }
+  for (MetricFamily& family : state_->Readings()) families.push_back(std::move(family));
+  return prometheus::TextSerializer().Serialize(families);
+}
+
+}  // namespace ekiben::api

@@ -1,0 +1,23 @@
+// The two shapes of an OpenAI answer, for chat and for completions: one document, or a stream of server-sent events.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "api/completion_call.h"
+#include "api/openai_request.h"
+
+namespace ekiben::api {
+
+struct OpenAiCallInfo {
+  std::string id;          // "chatcmpl-..." or "cmpl-..."
+  std::string request_id;  // x-request-id
+  std::string model;       // as the answer names it
+  int64_t created = 0;     // Unix seconds
+  http::Headers headers;   // further ones for the answer
+};
+
+// Creates the call for `request` (stream or not); the caller hands `request.prompts` to Begin.
+std::shared_ptr<CompletionCall> MakeOpenAiCall(const CallContext& context, std::shared_ptr<http::ResponseWriter> writer,
+                                               const CompletionRequest& request, OpenAiCallInfo info);
+
+}  // namespace ekiben::api

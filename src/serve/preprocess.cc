@@ -1,0 +1,149 @@
+#include "serve/preprocess.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+
+namespace ekiben::serve {
+namespace {
+
+Error Invalid(std::string field, std::string message) {
+  return Error(Code::kInvalid, field + ": " + message, field);
+}
+
+std::string_view PromptField(const TextRequest& request) {
+  return std::holds_alternative<ChatInput>(request.input) ? "messages" : "prompt";
+}
+
+}  // namespace
+
+Preprocessor::Preprocessor(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
+                           const Clock& clock, const ServiceConfig& config)
+    : tokenizer_(tokenizer),
+      chat_template_(chat_template),
+      clock_(clock),
+      config_(config),
+      bos_text_(TextOfSpecial(tokenizer.spec().bos)),
+      eos_text_(TextOfSpecial(tokenizer.spec().eos)) {}
+
+std::string Preprocessor::TextOfSpecial(TokenId id) const {
+  for (const auto& added : tokenizer_.spec().added)
+    if (added.id == id) return added.content;
+  return id < 0 ? std::string() : std::string(tokenizer_.Bytes(id));
+}
+
+Result<void> Preprocessor::CheckCheap(const TextRequest& request) const {
+  if (std::holds_alternative<ChatInput>(request.input) && chat_template_ == nullptr)
+    return Error(Code::kUnsupported, "messages: the model has no chat template; use /v1/completions", "messages");
+  if (request.stop.size() > kStopStringsMax)
+    return Invalid("stop", fmt::format("{} strings, the limit is {}", request.stop.size(), kStopStringsMax));
+  for (const std::string& stop : request.stop) {
+    if (stop.empty()) return Invalid("stop", "an empty string would stop at once; leave it out");
+    if (stop.size() > kStopBytesMax)
+      return Invalid("stop", fmt::format("{} bytes, the limit is {}", stop.size(), kStopBytesMax));
+  }
+  if (request.n < 1) return Invalid("n", fmt::format("{} is less than 1", request.n));
+  if (request.max_tokens && *request.max_tokens < 0)
+    return Invalid("max_tokens", fmt::format("{} is negative", *request.max_tokens));
+  for (TokenId token : request.stop_token_ids)
+    if (token < 0 || token >= config_.vocab_size)
+      return Invalid("stop_token_ids", fmt::format("token id {} is outside [0, {})", token, config_.vocab_size));
+  if (const auto* tokens = std::get_if<std::vector<TokenId>>(&request.input))
+    for (TokenId token : *tokens)
+      if (token < 0 || token >= config_.vocab_size)
+        return Invalid("prompt", fmt::format("token id {} is outside [0, {})", token, config_.vocab_size));
+  // A token stands for at most a few hundred bytes in any known vocabulary: a text this long cannot fit.
+  if (const auto* text = std::get_if<std::string>(&request.input))
+    if (text->size() / 512 > static_cast<size_t>(config_.max_input_len))
+      return Invalid("prompt", fmt::format("{} bytes cannot fit max_input_len of {} tokens; send a shorter prompt",
+                                           text->size(), config_.max_input_len));
+  return Validate(request.sampling, config_.vocab_size);
+}
+
+Result<std::vector<TokenId>> Preprocessor::Tokenize(const TextRequest& request) const {
+  if (const auto* tokens = std::get_if<std::vector<TokenId>>(&request.input)) return *tokens;
+  if (const auto* chat = std::get_if<ChatInput>(&request.input)) return TokenizeChat(*chat);
+  return tokenizer_.Encode(std::get<std::string>(request.input),
+                           {.add_special = request.add_special_tokens, .parse_special = true});
+}
+
+Result<std::vector<TokenId>> Preprocessor::TokenizeChat(const ChatInput& chat) const {
+  if (chat_template_ == nullptr)
+    return Error(Code::kUnsupported, "messages: the model has no chat template; use /v1/completions", "messages");
+  json::object inputs = chat.inputs;
+  if (!inputs.contains("bos_token")) inputs["bos_token"] = bos_text_;
+  if (!inputs.contains("eos_token")) inputs["eos_token"] = eos_text_;
+  auto wall = std::chrono::duration_cast<std::chrono::seconds>(clock_.WallNow()).count();
+  auto spans = chat_template_->Render(inputs, wall);
+  if (!spans.ok()) {
+    Error error = std::move(spans).error();
+    return Error(error.code(), "messages: the chat template says: " + error.message(), "messages");
+  }
+  std::vector<text::Tokenizer::Span> views;
+  views.reserve(spans->size());
+  for (const auto& span : *spans) views.push_back({span.text, span.trusted});
+  return tokenizer_.EncodeSpans(views, /*add_special=*/false);
+}
+
+Result<std::shared_ptr<const Request>> Preprocessor::Build(RequestId id, const TextRequest& request,
+                                                           Nanos arrival) const {
+  RETURN_IF_ERROR(CheckCheap(request));
+  auto out = std::make_shared<Request>();
+  out->id = id;
+  ASSIGN_OR_RETURN(out->prompt, Tokenize(request));
+  RETURN_IF_ERROR(CheckLengths(request, *out));
+  out->n = request.n;
+  out->sampling = request.sampling;
+  AddBadWords(request.bad_words, out->sampling);
+  RETURN_IF_ERROR(Validate(out->sampling, config_.vocab_size));
+  // ignore_eos is about the model's own end tokens; ids that the client names stop in any case.
+  out->stop_tokens = request.stop_token_ids;
+  if (!request.ignore_eos) {
+    const auto& ends = tokenizer_.spec().end_ids;
+    out->stop_tokens.insert(out->stop_tokens.end(), ends.begin(), ends.end());
+  }
+  out->ignore_eos = request.ignore_eos && request.stop_token_ids.empty();
+  out->prompt_logprobs = request.prompt_logprobs;
+  out->priority = request.priority;
+  out->cache_salt = request.cache_salt;
+  out->arrival = arrival;
+  if (request.timeout) out->deadline = arrival + *request.timeout;
+  return std::shared_ptr<const Request>(std::move(out));
+}
+
+Result<void> Preprocessor::CheckLengths(const TextRequest& request, Request& out) const {
+  auto length = static_cast<int64_t>(out.prompt.size());
+  std::string field(PromptField(request));
+  if (length == 0) return Invalid(field, "no tokens; send at least one");
+  if (length > config_.max_input_len)
+    return Invalid(field, fmt::format("{} tokens are over max_input_len of {}; send a shorter prompt", length,
+                                      config_.max_input_len));
+  int64_t room = config_.max_seq_len - length;
+  if (request.max_tokens && *request.max_tokens > room && !request.clamp_max_tokens)
+    return Invalid("max_tokens",
+                   fmt::format("{} with a prompt of {} tokens is over max_seq_len of {}; at most {} fit",
+                               *request.max_tokens, length, config_.max_seq_len, std::max<int64_t>(room, 0)));
+  if (room < 1 && request.max_tokens.value_or(1) > 0)
+    return Invalid(field, fmt::format("{} tokens leave no room in max_seq_len of {}; send a shorter prompt", length,
+                                      config_.max_seq_len));
+  out.max_tokens = static_cast<int32_t>(std::min<int64_t>(request.max_tokens.value_or(room), room));
+  if (request.sampling.min_tokens > out.max_tokens)
+    return Invalid("min_tokens",
+                   fmt::format("{} is over max_tokens of {}", request.sampling.min_tokens, out.max_tokens));
+  return {};
+}
+
+// A word inside a text usually carries the space before it in its first token, so both spellings are banned.
+void Preprocessor::AddBadWords(const std::vector<std::string>& words, SamplingParams& sampling) const {
+  for (const std::string& word : words) {
+    for (const std::string& spelling : {word, " " + word}) {
+      auto tokens = tokenizer_.Encode(spelling, {.add_special = false, .parse_special = false});
+      if (!tokens.empty() &&
+          std::find(sampling.bad_words.begin(), sampling.bad_words.end(), tokens) == sampling.bad_words.end())
+        sampling.bad_words.push_back(std::move(tokens));
+    }
+  }
+}
+
+}  // namespace ekiben::serve
