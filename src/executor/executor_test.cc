@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <random>
@@ -585,6 +588,80 @@ TEST(ExecutorThreads, DrainCancelsAtTheDeadline) {
   executor->Drain(SystemClock::Get().Now() + milliseconds(100));
   EXPECT_EQ(sink.stream(1).reason, FinishReason::kCancelled);
   EXPECT_EQ(sink.stream(2).reason, FinishReason::kLength);
+}
+
+TEST(ExecutorThreads, DrainLetsFiftyStreamsFinish) {
+  FakeBackendOptions options;
+  options.step_time = microseconds(500);
+  options.real_time = true;
+  FakeBackend backend(options);
+  auto executor = *Executor::Create(backend, {}, SystemClock::Get());
+  executor->Start();
+  Collector sink;
+  std::vector<std::shared_ptr<Request>> requests;
+  for (uint64_t i = 1; i <= 50; ++i) {
+    requests.push_back(MakeRequest(i, Tokens(20, static_cast<TokenId>(i)), 100));
+    ASSERT_TRUE(executor->Submit(requests.back(), &sink).ok());
+  }
+  while (sink.stream(1).tokens.empty()) std::this_thread::yield();
+  executor->Drain(SystemClock::Get().Now() + seconds(60));
+  for (const auto& request : requests) {
+    EXPECT_EQ(sink.stream(request->id.value).reason, FinishReason::kLength);
+    EXPECT_EQ(sink.stream(request->id.value).tokens, Oracle(options, *request));
+  }
+}
+
+int64_t ResidentKib() {
+  std::ifstream in("/proc/self/statm");
+  int64_t size = 0, resident = 0;
+  in >> size >> resident;
+  return resident * 4;
+}
+
+// Clients that leave after their first tokens, one after the other, fifty at a time.
+TEST(ExecutorThreads, TenThousandDisconnectsLeaveNothingBehind) {
+  constexpr uint64_t kRequests = 10'000, kAtOnce = 50;
+  FakeBackendOptions options;
+  options.tickets_max = 2;
+  options.blocks = 2048;
+  FakeBackend backend(options);
+  auto executor = *Executor::Create(backend, {.max_batch_size = 32}, SystemClock::Get());
+  class Leaving final : public TokenSink {
+   public:
+    explicit Leaving(Executor& executor) : executor_(executor) {}
+    void OnToken(const TokenEvent& event) override {
+      if (event.reason != FinishReason::kNone) {
+        cancelled += event.reason == FinishReason::kCancelled;
+        ++ended;
+      } else if (event.request.value % 3 != 0) {
+        executor_.Cancel(event.request);  // the others are cancelled from outside
+      }
+    }
+    std::atomic<uint64_t> ended{0}, cancelled{0};
+
+   private:
+    Executor& executor_;
+  } sink(*executor);
+  executor->Start();
+  int64_t resident_early = 0;
+  for (uint64_t id = 1; id <= kRequests; ++id) {
+    ASSERT_TRUE(executor->Submit(MakeRequest(id, Tokens(static_cast<int32_t>(1 + id % 90)), 1900), &sink).ok());
+    if (id > kAtOnce) executor->Cancel({id - kAtOnce});
+    while (id - sink.ended > kAtOnce) std::this_thread::yield();
+    if (id == kRequests / 5) resident_early = ResidentKib();
+  }
+  for (uint64_t id = kRequests - kAtOnce; id <= kRequests; ++id) executor->Cancel({id});
+  executor->Drain(SystemClock::Get().Now() + seconds(60));
+  int64_t grown = ResidentKib() - resident_early;
+  EXPECT_EQ(sink.ended, kRequests);
+  EXPECT_EQ(sink.cancelled, kRequests);
+  executor->Shutdown();
+  EXPECT_EQ(executor->stats().blocks_used, 0);
+  EXPECT_TRUE(executor->Audit().ok());
+  std::printf("10,000 disconnects: %ld KiB more than after 2,000\n", static_cast<long>(grown));
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  EXPECT_LT(grown, 4096);
+#endif
 }
 
 TEST(ExecutorThreads, ShutdownUnderLoadEndsEveryRequestOnce) {

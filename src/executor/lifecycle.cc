@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <pthread.h>
 
 #include <algorithm>
 
@@ -107,6 +108,7 @@ void ExecutorLoop::Start() {
 }
 
 void ExecutorLoop::Run() {
+  pthread_setname_np(pthread_self(), "executor");
   while (!stopping_.load(std::memory_order_acquire)) {
     if (!Step()) WaitForWork();
   }
