@@ -27,7 +27,7 @@ CpuBackend::CpuBackend(Model& model, const CpuBackendConfig& config, const Clock
       clock_(clock),
       pool_(config.threads),
       arena_(model.ScratchBytes(config.max_num_tokens, config.max_num_tokens)),
-      ctx_{.pool = &pool_, .arena = &arena_, .isa = BestIsa()},
+      ctx_{.pool = &pool_, .arena = &arena_, .isa = BestIsa(), .tuning = config.tuning},
       kv_({.layers = model.config().num_hidden_layers,
            .kv_heads = model.config().num_key_value_heads,
            .head_dim = model.config().head_dim,

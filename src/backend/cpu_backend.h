@@ -25,6 +25,7 @@ struct CpuBackendConfig {
   int32_t tokens_per_block = 32;
   int32_t kv_blocks = 1;
   DType kv_dtype = DType::kBF16;
+  const LinearTuning* tuning = nullptr;  // outlives the backend; null: the built-in choice
 };
 
 // One line of the memory table that is printed at start.

@@ -10,6 +10,7 @@
 #include "cli/engine_source.h"
 #include "cli/options.h"
 #include "compile/engine.h"
+#include "compile/profile.h"
 #include "model/golden_file.h"
 #include "model/logit_compare.h"
 
@@ -48,13 +49,13 @@ Result<std::vector<std::filesystem::path>> GoldenFiles(const std::filesystem::pa
 // Runs one sequence through the model, `chunk` tokens a step, all of their logits wanted.
 class Runner {
  public:
-  Runner(Model& model, const Engine& engine, int32_t threads, int32_t chunk)
+  Runner(Model& model, const Engine& engine, const LinearTuning& tuning, int32_t threads, int32_t chunk)
       : model_(model),
         chunk_(chunk),
         tokens_max_(engine.build.max_seq_len),
         pool_(threads),
         arena_(model.ScratchBytes(chunk, chunk)),
-        ctx_{.pool = &pool_, .arena = &arena_, .isa = BestIsa()},
+        ctx_{.pool = &pool_, .arena = &arena_, .isa = BestIsa(), .tuning = &tuning},
         kv_({.layers = engine.model.num_hidden_layers,
              .kv_heads = engine.model.num_key_value_heads,
              .head_dim = engine.model.head_dim,
@@ -106,7 +107,8 @@ Result<CheckResult> CheckAll(const Engine& engine, const CheckOptions& options) 
   ASSIGN_OR_RETURN(auto model, Model::Load(engine.model, engine.tensors, engine.build.max_seq_len));
   int32_t threads =
       options.threads > 0 ? options.threads : static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
-  Runner runner(*model, engine, threads, options.chunk);
+  ASSIGN_OR_RETURN(LinearTuning tuning, ReadProfiles(engine.profiles));
+  Runner runner(*model, engine, tuning, threads, options.chunk);
   CheckResult out;
   for (const std::filesystem::path& path : paths) {
     ASSIGN_OR_RETURN(GoldenFile golden, OpenGoldenFile(path));

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "base/human.h"
+#include "compile/profile.h"
 
 namespace ekiben::cli {
 namespace {
@@ -86,6 +87,8 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   backend.tokens_per_block = e.build.tokens_per_block;
   backend.kv_blocks = kv_blocks;
   backend.kv_dtype = kv_dtype;
+  ASSIGN_OR_RETURN(stack->tuning_, ReadProfiles(e.profiles));
+  backend.tuning = &stack->tuning_;
   ASSIGN_OR_RETURN(stack->backend_, CpuBackend::Create(*stack->model_, backend, clock));
   ASSIGN_OR_RETURN(stack->executor_, Executor::Create(*stack->backend_, executor, clock));
   serve::ServiceConfig service;

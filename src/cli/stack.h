@@ -12,6 +12,7 @@
 #include "cli/engine_source.h"
 #include "compile/engine.h"
 #include "executor/executor.h"
+#include "ops/linear_tuning.h"
 #include "serve/service.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -48,6 +49,7 @@ class Stack {
   explicit Stack(Engine engine) : engine_(std::move(engine)) {}
   Engine engine_;
   std::string model_name_;
+  LinearTuning tuning_;
   std::unique_ptr<text::Tokenizer> tokenizer_;
   std::optional<text::ChatTemplate> chat_template_;
   std::unique_ptr<Model> model_;

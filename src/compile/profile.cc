@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <random>
+#include <set>
 #include <thread>
+#include <tuple>
 
 #include "base/clock.h"
 #include "device/cpu_features.h"
@@ -12,64 +14,163 @@
 namespace ekiben {
 namespace {
 
-constexpr Nanos kTimePerPoint = std::chrono::milliseconds(8);
+constexpr Nanos kTimePerPoint = std::chrono::milliseconds(4);
+constexpr int kRounds = 3;
+// A variant must be this much faster than the built-in one to replace it: less is noise.
+constexpr double kGainMin = 1.03;
 
-std::vector<int32_t> Buckets(const BuildConfig& build) {
-  if (!build.multiple_profiles) return {build.opt_num_tokens};
-  std::vector<int32_t> out;
-  for (int32_t tokens = 1; tokens < build.max_num_tokens; tokens *= 2) out.push_back(tokens);
-  out.push_back(build.max_num_tokens);
-  return out;
+using Shape = std::tuple<Packing, int64_t, int64_t>;
+
+// All weights of one shape, in the order of the layers: timing walks over them as a step does, so that each call finds
+// the caches as a step leaves them.
+std::map<Shape, std::vector<LinearWeight>> ShapesOf(const EngineTensors& tensors) {
+  std::map<Shape, std::vector<LinearWeight>> shapes;
+  for (const auto& [name, tensor] : tensors)
+    if (tensor.kind == PackRule::Kind::kLinear)
+      shapes[{tensor.packing, tensor.rows, tensor.columns}].push_back(
+          {tensor.packing, tensor.rows, tensor.columns, tensor.data, tensor.bytes});
+  return shapes;
 }
 
-// The best of several runs, in microseconds: interruptions only ever add time.
-double TimeLinear(OpContext& ctx, const LinearWeight& w, int32_t tokens) {
-  Buffer x(static_cast<size_t>(tokens * w.in_features) * sizeof(float));
-  Buffer y(static_cast<size_t>(tokens * w.out_features) * sizeof(float));
-  std::mt19937 rng(1);
-  std::normal_distribution<float> normal;
-  for (int64_t i = 0; i < tokens * w.in_features; ++i) x.as<float>()[i] = normal(rng);
-  TensorView x_view(x.data(), DType::kF32, {tokens, w.in_features});
-  TensorView y_view(y.data(), DType::kF32, {tokens, w.out_features});
-  const Clock& clock = SystemClock::Get();
-  Nanos best = Nanos::max(), begin = clock.Now();
-  for (int run = 0; run < 3 || clock.Now() - begin < kTimePerPoint; ++run) {
-    Nanos start = clock.Now();
-    Linear(ctx, y_view, x_view, w);
-    best = std::min(best, clock.Now() - start);
+class Timer {
+ public:
+  Timer(const std::map<Shape, std::vector<LinearWeight>>& shapes, int32_t tokens_max)
+      : pool_(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) {
+    size_t scratch = 0, in = 0, out = 0;
+    for (const auto& [shape, weights] : shapes) {
+      auto [packing, rows, columns] = shape;
+      scratch = std::max(scratch, LinearScratchBytes(tokens_max, columns, rows));
+      in = std::max(in, static_cast<size_t>(columns));
+      out = std::max(out, static_cast<size_t>(rows));
+    }
+    arena_ = Arena(scratch);
+    x_ = Buffer(in * static_cast<size_t>(tokens_max) * sizeof(float));
+    y_ = Buffer(out * static_cast<size_t>(tokens_max) * sizeof(float));
+    std::mt19937 rng(1);
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < x_.size() / sizeof(float); ++i) x_.as<float>()[i] = normal(rng);
   }
-  return static_cast<double>(best.count()) * 1e-3;
+
+  // Microseconds of one call: the best of a few walks over the weights, because interruptions only ever add time.
+  double Time(const std::vector<LinearWeight>& weights, int32_t tokens, const LinearTuning& tuning) {
+    OpContext ctx{.pool = &pool_, .arena = &arena_, .isa = BestIsa(), .tuning = &tuning};
+    TensorView x(x_.data(), DType::kF32, {tokens, weights.front().in_features});
+    TensorView y(y_.data(), DType::kF32, {tokens, weights.front().out_features});
+    const Clock& clock = SystemClock::Get();
+    double best = 1e30;
+    for (int round = 0; round < kRounds; ++round) {
+      Nanos begin = clock.Now(), end = begin;
+      int64_t calls = 0;
+      for (; calls < std::ssize(weights) || end - begin < kTimePerPoint; end = clock.Now()) {
+        Linear(ctx, y, x, weights[static_cast<size_t>(calls++ % std::ssize(weights))]);
+        if (end - begin > 20 * kTimePerPoint) break;
+      }
+      best = std::min(best, static_cast<double>((clock.Now() - begin).count()) * 1e-3 / static_cast<double>(calls));
+    }
+    return best;
+  }
+
+ private:
+  ThreadPool pool_;
+  Arena arena_;
+  Buffer x_, y_;
+};
+
+// Times every variant; the fastest wins, the built-in one on a near tie.
+json::object ChooseVariant(Timer& timer, const std::vector<LinearWeight>& weights, int32_t tokens, int32_t bucket) {
+  const LinearWeight& w = weights.front();
+  std::string_view built_in = LinearTuning::BuiltIn(w, tokens).name;
+  std::span<const LinearVariant> variants = LinearVariants();
+  std::vector<double> us(variants.size());
+  size_t best = 0, standard = 0;
+  for (size_t i = 0; i < variants.size(); ++i) {
+    LinearTuning tuning;
+    tuning.Set(w.packing, w.out_features, w.in_features, LinearBucketOf(tokens), static_cast<int32_t>(i));
+    us[i] = timer.Time(weights, tokens, tuning);
+    if (us[i] < us[best]) best = i;
+    if (variants[i].name == built_in) standard = i;
+  }
+  if (us[standard] < us[best] * kGainMin) best = standard;
+  json::object others;
+  for (size_t i = 0; i < variants.size(); ++i)
+    if (i != best) others[variants[i].name] = us[i];
+  json::value at = "all";
+  if (bucket >= 0) at = kLinearBuckets[static_cast<size_t>(bucket)];
+  return {{"bucket", at},
+          {"tokens", tokens},
+          {"variant", variants[best].name},
+          {"us", us[best]},
+          {"us_of_others", std::move(others)}};
+}
+
+Result<Packing> PackingOf(std::string_view name) {
+  for (auto packing : {Packing::kF32, Packing::kBF16, Packing::kInt8, Packing::kInt4Block32})
+    if (Name(packing) == name) return packing;
+  return Error(Code::kUnsupported, fmt::format("profiles.json: packing '{}' is unknown", name), "packing");
+}
+
+Result<void> ReadChoice(const json::object& choice, Packing packing, int64_t rows, int64_t columns, LinearTuning& out) {
+  ASSIGN_OR_RETURN(auto name, GetString(choice, "variant"));
+  ASSIGN_OR_RETURN(int32_t variant, LinearVariantIndex(name.value_or("")));
+  const json::value* bucket = choice.if_contains("bucket");
+  for (size_t i = 0; i < kLinearBuckets.size(); ++i) {
+    bool here = bucket != nullptr && ((bucket->is_string() && bucket->get_string() == "all") ||
+                                      (bucket->is_int64() && bucket->get_int64() == kLinearBuckets[i]));
+    if (here) out.Set(packing, rows, columns, static_cast<int32_t>(i), variant);
+  }
+  return {};
 }
 
 }  // namespace
 
 Result<json::object> ProfileLinears(const EngineTensors& tensors, const BuildConfig& build,
                                     const ProgressFunction& progress) {
-  // One tensor stands for all of its packing and shape: layers repeat.
-  std::map<std::string, LinearWeight> shapes;
-  for (const auto& [name, tensor] : tensors)
-    if (tensor.kind == PackRule::Kind::kLinear)
-      shapes.try_emplace(fmt::format("{} {}x{}", Name(tensor.packing), tensor.rows, tensor.columns),
-                         LinearWeight{tensor.packing, tensor.rows, tensor.columns, tensor.data, tensor.bytes});
-  ThreadPool pool(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
-  size_t scratch = 0;
-  for (const auto& [key, w] : shapes)
-    scratch = std::max(scratch, LinearScratchBytes(build.max_num_tokens, w.in_features, w.out_features));
-  Arena arena(scratch);
-  OpContext ctx{.pool = &pool, .arena = &arena, .isa = BestIsa()};
-  std::vector<int32_t> buckets = Buckets(build);
-  json::object linears;
-  int64_t done = 0, total = static_cast<int64_t>(shapes.size() * buckets.size());
-  for (const auto& [key, w] : shapes) {
-    json::object times;
-    for (int32_t tokens : buckets) {
-      progress({"profile " + key, done++, total});
-      times[std::to_string(tokens)] = json::object{{"us", TimeLinear(ctx, w, tokens)}};
+  auto shapes = ShapesOf(tensors);
+  std::vector<std::pair<int32_t, int32_t>> points;  // tokens, bucket; bucket -1: the one choice of all
+  if (build.multiple_profiles) {
+    for (size_t i = 0; i < kLinearBuckets.size(); ++i)
+      if (kLinearBuckets[i] <= build.max_num_tokens) points.emplace_back(kLinearBuckets[i], static_cast<int32_t>(i));
+  } else {
+    points.emplace_back(build.opt_num_tokens, -1);
+  }
+  Timer timer(shapes, points.back().first);
+  json::array linears;
+  int64_t done = 0, total = static_cast<int64_t>(shapes.size() * points.size());
+  for (const auto& [shape, weights] : shapes) {
+    auto [packing, rows, columns] = shape;
+    json::array choices;
+    for (auto [tokens, bucket] : points) {
+      progress({fmt::format("profile {} {}x{}, {} tokens", Name(packing), rows, columns, tokens), done++, total});
+      choices.push_back(ChooseVariant(timer, weights, tokens, bucket));
     }
-    linears[key] = std::move(times);
+    linears.push_back({{"packing", Name(packing)},
+                       {"out_features", rows},
+                       {"in_features", columns},
+                       {"choices", std::move(choices)}});
   }
   progress({"profile", total, total});
   return json::object{{"device", DescribeCpu()}, {"linears", std::move(linears)}};
+}
+
+Result<LinearTuning> ReadProfiles(const json::object& profiles) {
+  LinearTuning out;
+  ASSIGN_OR_RETURN(const json::array* linears, GetArray(profiles, "linears"));
+  if (linears == nullptr) return out;
+  for (const json::value& entry : *linears) {
+    if (!entry.is_object())
+      return Error(Code::kInvalid, "profiles.json: linears: an entry is not an object", "linears");
+    const json::object& linear = entry.get_object();
+    ASSIGN_OR_RETURN(auto name, GetString(linear, "packing"));
+    ASSIGN_OR_RETURN(Packing packing, PackingOf(name.value_or("")));
+    ASSIGN_OR_RETURN(auto rows, GetInt(linear, "out_features", 1, INT64_MAX));
+    ASSIGN_OR_RETURN(auto columns, GetInt(linear, "in_features", 1, INT64_MAX));
+    ASSIGN_OR_RETURN(const json::array* choices, GetArray(linear, "choices"));
+    if (choices == nullptr) continue;
+    for (const json::value& choice : *choices)
+      if (choice.is_object())
+        RETURN_IF_ERROR(ReadChoice(choice.get_object(), packing, rows.value_or(1), columns.value_or(1), out));
+  }
+  return out;
 }
 
 }  // namespace ekiben
