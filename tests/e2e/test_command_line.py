@@ -9,9 +9,6 @@ import sys
 import tempfile
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import counting
-
 PROGRAM = os.environ["EKIBEN_PROGRAM"]
 MODEL = os.environ["EKIBEN_TEST_MODEL"]
 
@@ -150,6 +147,3 @@ class CommandLine(unittest.TestCase):
         self.assertNotIn("build:", run.stderr)
         self.assertEqual(len([p for p in (self.folder / "cache" / "engines").iterdir() if p.is_dir()]), 1)
 
-
-if __name__ == "__main__":
-    counting.run()

@@ -15,9 +15,6 @@ import threading
 import time
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import counting
-
 PROGRAM = os.environ["EKIBEN_PROGRAM"]
 MODEL = os.environ["EKIBEN_TEST_MODEL"]
 DISCONNECTS = int(os.environ.get("EKIBEN_DISCONNECTS", "1000"))
@@ -178,6 +175,3 @@ class Serving(unittest.TestCase):
         finally:
             server.stop()
 
-
-if __name__ == "__main__":
-    counting.run()
