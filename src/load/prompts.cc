@@ -67,7 +67,8 @@ Result<void> PromptSource::Calibrate(const CountTokens& count) {
   }
   if (kept.empty()) {
     return Error(Code::kUnsupported,
-                 "prompt_tokens: no word of the built-in list is one token here; use --prompts FILE", "prompt_tokens");
+                 "prompt_tokens: no word of the built-in list is one token here; use --prompts_file FILE",
+                 "prompt_tokens");
   }
   // A word that is one token only after a space cannot open a prompt: keep those with the usual base.
   std::vector<int32_t> sorted = bases;
@@ -80,7 +81,7 @@ Result<void> PromptSource::Calibrate(const CountTokens& count) {
   if (words_.size() < kWordsMin) {
     return Error(Code::kUnsupported,
                  fmt::format("prompt_tokens: only {} words of the built-in list are one token here, {} are needed; "
-                             "use --prompts FILE",
+                             "use --prompts_file FILE",
                              words_.size(), kWordsMin),
                  "prompt_tokens");
   }

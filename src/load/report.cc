@@ -1,6 +1,5 @@
 // How a report reads: the progress line, the table, the JSON, and the sentence on the client's own part.
 #include <fmt/format.h>
-#include <boost/json/serialize.hpp>
 #include <boost/json/value_from.hpp>
 
 #include <algorithm>
@@ -20,6 +19,7 @@ constexpr double kLagShareMax = 0.10;
 constexpr double kLagFloorMs = 1.0;
 
 std::string Ms(double ms) {
+  if (ms == 0) return "-";
   if (ms >= 10'000) return fmt::format("{:.1f}s", ms / 1000);
   if (ms >= 100) return fmt::format("{:.0f}", ms);
   return ms >= 10 ? fmt::format("{:.1f}", ms) : fmt::format("{:.2f}", ms);
@@ -131,7 +131,7 @@ void JudgeClient(LevelReport& level) {
     level.client_bottleneck = true;
     level.client_verdict = fmt::format(
         "THE CLIENT WAS THE BOTTLENECK: one of its {} threads was busy {:.0f} % of the "
-        "time; use more --threads or another machine ({})",
+        "time; use more --load_threads or another machine ({})",
         level.threads, 100 * level.busiest_thread_share, used);
   } else if (lag_p50 > std::max(kLagFloorMs, kLagShareMax * level.itl_chunk.p50)) {
     level.client_bottleneck = true;
@@ -166,7 +166,7 @@ std::string TextReport(const BenchReport& report) {
                                 report.config.at("output_tokens").as_int64(),
                                 report.config.at("ignore_eos").as_bool() ? " exactly" : " at most", report.seed);
   out += fmt::format("window   {} s after a ramp of {} s, closed loop; latencies in ms{}\n\n",
-                     json::serialize(report.config.at("duration_s")), json::serialize(report.config.at("ramp_s")),
+                     report.config.at("duration_s").as_double(), report.config.at("ramp_s").as_double(),
                      report.stopped_early ? "; STOPPED EARLY" : "");
   out += fmt::format(
       "{:>6} {:>9} {:>8} | {:>8} {:>8} {:>8} | {:>7} {:>7} {:>7} | {:>7} {:>7} | {:>8} {:>8} | {:>6} {:>6} {:>7}\n",
