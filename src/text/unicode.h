@@ -20,7 +20,7 @@ enum CharClass : uint8_t {
   kSymbol = 16,  // \p{P} and \p{S}
   kUpper = 32,   // \p{Lu} and \p{Lt}
   kLower = 64,   // \p{Ll}
-  kWord = 128,   // \w
+  kWord = 128,   // \w around added tokens
 };
 
 class CharTable {
