@@ -137,7 +137,7 @@ class Comparison:
         level["prompts"] = report["prompts"]
         return level
 
-    def served_row(self, users):
+    def served_row(self, users, pairs_wanted):
         args = self.args
         tried = {}
         for kind in args.types:
@@ -148,7 +148,7 @@ class Comparison:
             say(f"served {users} users, llama.cpp {kind}: {tried[kind]:.1f} tok/s")
         best = max(tried, key=tried.get) if tried else args.types[0]
         pairs = []
-        for pair in range(args.pairs):
+        for pair in range(pairs_wanted):
             order = ["ekiben", "llama"] if pair % 2 == 0 else ["llama", "ekiben"]
             got = {}
             for side in order:
@@ -156,7 +156,7 @@ class Comparison:
                 got[side] = self.served_turn(server, users, 1000 + pair, args.ramp, args.duration)
             if got["ekiben"] and got["llama"]:
                 pairs.append(got)
-                say(f"served {users} users, pair {pair + 1}/{args.pairs}: ekiben "
+                say(f"served {users} users, pair {pair + 1}/{pairs_wanted}: ekiben "
                     f"{got['ekiben']['tokens_per_s']:.1f}, llama.cpp {best} {got['llama']['tokens_per_s']:.1f} tok/s; "
                     f"TTFT p99 {got['ekiben']['ttft_ms']['p99']:.0f}, {got['llama']['ttft_ms']['p99']:.0f} ms")
         row = {"users": users, "llama_type": best, "llama_tried_tokens_per_s": tried, "pairs": pairs}
@@ -287,7 +287,7 @@ def parse_args():
     p.add_argument("--out", required=True, help="JSON report; the table goes to stdout")
     p.add_argument("--rows", default="steps,served")
     p.add_argument("--step_rows", default=",".join(STEP_ROWS))
-    p.add_argument("--users", default="1,10,50,100")
+    p.add_argument("--users", default="1,10,50,100", help="levels; N:PAIRS gives one its own number of pairs")
     p.add_argument("--pairs", type=int, default=5)
     p.add_argument("--step_pairs", type=int, default=3)
     p.add_argument("--ramp", type=float, default=5)
@@ -337,8 +337,9 @@ def main():
             report["steps"].append(comparison.step_row(row))
             keep()
     if "served" in args.rows.split(","):
-        for users in args.users.split(","):
-            report["served"].append(comparison.served_row(int(users)))
+        for level in args.users.split(","):
+            users, _, pairs = level.partition(":")
+            report["served"].append(comparison.served_row(int(users), int(pairs or args.pairs)))
             keep()
     keep()
     print(table(report))
