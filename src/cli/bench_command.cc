@@ -9,6 +9,7 @@
 #include "cli/options.h"
 #include "cli/stack.h"
 #include "load/bench.h"
+#include "load/burst.h"
 
 namespace ekiben::cli {
 namespace {
@@ -19,10 +20,18 @@ struct BenchOptions {
   StackOptions stack;
   std::string in_process, output;
   uint64_t seed = 0;
+  int32_t burst = 0, repeat = 3;
   bool json = false;
 };
 
 std::atomic<bool> interrupted = false;
+
+Result<void> Print(const BenchOptions& options, const json::object& report, const std::string& text) {
+  std::string json_text = json::serialize(report);
+  if (!options.output.empty()) RETURN_IF_ERROR(WriteFileAtomic(options.output, json_text + "\n"));
+  fmt::print("{}\n", options.json ? json_text : text);
+  return {};
+}
 
 Result<void> Run(const BenchOptions& options, const std::string& command_line) {
   load::BenchConfig config = options.bench;
@@ -37,13 +46,14 @@ Result<void> Run(const BenchOptions& options, const std::string& command_line) {
     for (const std::string& line : stack->Describe()) fmt::print(stderr, "{}\n", line);
     config.service = &stack->service();
   }
+  if (options.burst > 0) {
+    ASSIGN_OR_RETURN(load::BurstReport report, load::RunBurst(config, options.burst, options.repeat));
+    return Print(options, load::JsonReport(report), load::TextReport(report));
+  }
   ASSIGN_OR_RETURN(load::BenchReport report, load::RunBench(config, [](const load::BenchProgress& progress) {
                      fmt::print(stderr, "{}\n", load::ProgressLine(progress));
                    }));
-  std::string json_text = json::serialize(load::JsonReport(report));
-  if (!options.output.empty()) RETURN_IF_ERROR(WriteFileAtomic(options.output, json_text + "\n"));
-  fmt::print("{}\n", options.json ? json_text : load::TextReport(report));
-  return {};
+  return Print(options, load::JsonReport(report), load::TextReport(report));
 }
 
 }  // namespace
@@ -65,6 +75,9 @@ void AddBenchCommand(CLI::App& app, Outcome& outcome) {
   add(command->add_option("--users", b.users, "Levels of closed-loop users, one after the other")->delimiter(','));
   add(command->add_option("--ramp", b.ramp_s, "Seconds over which a level's users arrive"));
   add(command->add_option("--duration", b.duration_s, "Measured seconds of a level, after its ramp"));
+  add(command->add_option("--burst", options->burst,
+                          "Instead of users: that many requests at once, context and generation measured apart"));
+  add(command->add_option("--repeat", options->repeat, "Bursts; the medians are reported"));
   add(command->add_option("--prompt_tokens", b.prompt_tokens, "Length of the random prompts"));
   add(command->add_option("--output_tokens", b.output_tokens, "max_tokens of each request"));
   add(command->add_option("--shared_prefix_tokens", b.shared_prefix_tokens, "First tokens that all prompts share"));
