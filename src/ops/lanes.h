@@ -83,15 +83,19 @@ LANES_INLINE float Sum(Lanes a) {
 LANES_INLINE float MaxOf(Lanes a) {
   return MaxEight(_mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
 }
-LANES_INLINE Lanes Exp2(Lanes x) {
+// 2^x where x <= 0 or NaN: what needs no upper bound.
+LANES_INLINE Lanes Exp2OfNonPositive(Lanes x) {
   __mmask16 in_range = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
-  __m512 y = _mm512_min_ps(x.v, _mm512_set1_ps(127.0f));
-  __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 f = _mm512_sub_ps(y, n);
+  __m512 n = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 f = _mm512_sub_ps(x.v, n);
   __m512 p = _mm512_set1_ps(kExp2Coefficients[5]);
   for (int i = 4; i >= 0; --i) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Coefficients[i]));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
   return {_mm512_maskz_scalef_ps(in_range, p, n)};
+}
+LANES_INLINE Lanes Exp2(Lanes x) {
+  // In this order a NaN stays one.
+  return Exp2OfNonPositive({_mm512_min_ps(_mm512_set1_ps(127.0f), x.v)});
 }
 // Lanes whose index is outside [lo, hi) become -inf.
 LANES_INLINE Lanes KeepRange(Lanes a, int64_t lo, int64_t hi) {
@@ -169,6 +173,9 @@ LANES_INLINE __m256 Exp2Eight(__m256 x) {
   // n is in [-126, 127] where it counts, so 2^n is a normal number and the product is exact.
   __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_and_ps(in_range, _mm256_mul_ps(p, _mm256_castsi256_ps(exponent)));
+}
+LANES_INLINE Lanes Exp2OfNonPositive(Lanes x) {
+  return {Exp2Eight(x.lo), Exp2Eight(x.hi)};
 }
 LANES_INLINE Lanes Exp2(Lanes x) {
   return {Exp2Eight(x.lo), Exp2Eight(x.hi)};

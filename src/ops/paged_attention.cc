@@ -187,13 +187,13 @@ void PagedAttention(OpContext& ctx, TensorView out, TensorView q, int32_t query_
                                       : reference::RunAttentionItem;
   size_t mark = ctx.arena->Mark();
   Items items(rows, out, q, query_heads, kv, layer, window, *ctx.arena);
-  // Some items at a time, so that one can ask for the memory of the next; few, so that threads end together.
-  int64_t grain = std::clamp<int64_t>(items.count() / (16 * ctx.pool->size()), 1, 8);
-  ctx.pool->ParallelFor(items.count(), grain, [&](int64_t begin, int64_t end, int) {
+  int64_t count = items.count();
+  ctx.pool->ParallelStreams(count, 1, [&](int64_t begin, int64_t end, int) {
     AttentionItem item = items.Make(begin);
     for (int64_t i = begin; i < end; ++i) {
-      AttentionItem next = i + 1 < end ? items.Make(i + 1) : item;
-      body(item, i + 1 < end ? &next : nullptr);
+      // Most often the one that this thread takes next; if not, some prefetches were for nothing.
+      AttentionItem next = i + 1 < count ? items.Make(i + 1) : item;
+      body(item, &next);
       item = next;
     }
   });

@@ -225,48 +225,55 @@ class Item {
     int32_t padded = item_.head_dim_padded;
     alignas(64) float scores[R * kTile];
     alignas(64) Type p[R * kTile];
-    float decay[R];
+    alignas(64) float decay[kLanes];
     ForVectors(tile.first, tile.last - tile.first, [&](int32_t g, auto count) {
       ScoreBlock<E, R, count, kAhead>(q_ + r * padded, padded, tile.keys + g, ahead.keys + g, item_.head_dim,
                                       scores + g * kGroup);
     });
-    for (int i = 0; i < R; ++i) {
-      decay[i] = Softmax(r + i, begin, tile.first, tile.last, scores + i * kTile, p + i * kTile);
-    }
+    Softmax<R>(r, begin, tile, scores, p, decay);
     ForVectors(0, padded / kLanes, [&](int32_t v, auto count) {
       ValueBlock<E, R, count, kAhead>(o_ + r * padded + v * kLanes, padded, decay, p, tile, ahead, padded * E::kStep,
                                       v * kLanes * E::kStep);
     });
   }
 
-  // Scores of row r to probabilities; what earlier tiles count for is returned.
-  float Softmax(int32_t r, int32_t begin, int32_t first, int32_t last, const float* scores, Type* p) {
+  // Scores of R rows to probabilities, and by how much what earlier tiles gave decays. A row that sees none of the tile
+  // keeps its peak: its probabilities are zeros and its decay is 1 (or 0, before it has seen any).
+  template <int R>
+  [[gnu::always_inline]] void Softmax(int32_t r, int32_t begin, const Tile<E>& tile, float* scores, Type* p,
+                                      float* decay) {
+    alignas(64) float before[kLanes] = {}, after[kLanes] = {};
+    for (int i = 0; i < R; ++i) {
+      before[i] = peak_[r + i];
+      after[i] = std::max(before[i], MaskedPeak(r + i, begin, tile, scores + i * kTile));
+      peak_[r + i] = after[i];
+    }
+    Store(decay, Exp2OfNonPositive(Subtract(Load(before), Load(after))));  // all rows at once
+    for (int i = 0; i < R; ++i) {
+      Lanes sum = Zero(), shift = Broadcast(after[i]);
+      for (int32_t g = tile.first; g < tile.last; ++g) {
+        Lanes e = Exp2OfNonPositive(Subtract(Load(scores + i * kTile + g * kGroup), shift));
+        sum = Add(sum, e);
+        E::StoreRounded(p + i * kTile + g * kGroup, e);
+      }
+      Store(sum_[r + i], Fma(Load(sum_[r + i]), Broadcast(decay[i]), sum));
+    }
+  }
+
+  // The largest visible score of row r; those not visible become -inf.
+  [[gnu::always_inline]] float MaskedPeak(int32_t r, int32_t begin, const Tile<E>& tile, float* scores) {
     int32_t position = item_.position + r / item_.heads;
     int32_t lo = FirstVisible(item_, position) - begin, hi = position + 1 - begin;
-    Lanes s[kTile / kGroup];
     Lanes peaks = Broadcast(-std::numeric_limits<float>::infinity());
-    for (int32_t g = first; g < last; ++g) {
-      s[g] = Load(scores + g * kGroup);
-      if (lo > g * kGroup || hi < (g + 1) * kGroup) s[g] = KeepRange(s[g], lo - g * kGroup, hi - g * kGroup);
-      peaks = Max(peaks, s[g]);
+    for (int32_t g = tile.first; g < tile.last; ++g) {
+      Lanes s = Load(scores + g * kGroup);
+      if (lo > g * kGroup || hi < (g + 1) * kGroup) {
+        s = KeepRange(s, lo - g * kGroup, hi - g * kGroup);
+        Store(scores + g * kGroup, s);
+      }
+      peaks = Max(peaks, s);
     }
-    if (hi <= 0 || lo >= last * kGroup) {  // this row sees none of the tile, another of the item does
-      for (int32_t g = first; g < last; ++g) E::StoreRounded(p + g * kGroup, Zero());
-      return 1.0f;
-    }
-    float peak = std::max(peak_[r], MaxOf(peaks));
-    Lanes decay = Exp2(Broadcast(peak_[r] - peak));
-    peak_[r] = peak;
-    Lanes sum = Zero(), shift = Broadcast(peak);
-    for (int32_t g = first; g < last; ++g) {
-      Lanes e = Exp2(Subtract(s[g], shift));
-      sum = Add(sum, e);
-      E::StoreRounded(p + g * kGroup, e);
-    }
-    Store(sum_[r], Fma(Load(sum_[r]), decay, sum));
-    alignas(64) float out[kLanes];
-    Store(out, decay);
-    return out[0];
+    return MaxOf(peaks);
   }
 
   void WriteOut() {
