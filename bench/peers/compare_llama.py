@@ -209,7 +209,10 @@ class Comparison:
         return value["context_tokens_per_s" if row == "context_512" else "generation_tokens_per_s"]["median"]
 
     def step_row(self, row):
-        tried = {kind: self.llama_step(row, kind) or 0 for kind in self.args.types} if len(self.args.types) > 1 else {}
+        tried = {}
+        for kind in self.args.types if len(self.args.types) > 1 else []:
+            tried[kind] = self.llama_step(row, kind) or 0
+            say(f"{row}, llama.cpp {kind}: {tried[kind]:.1f} tok/s")
         best = max(tried, key=tried.get) if tried else self.args.types[0]
         pairs = []
         for pair in range(self.args.step_pairs):
