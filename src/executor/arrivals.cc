@@ -119,7 +119,7 @@ bool ExecutorLoop::TakeArrivals() {
     }
     if (state.request->deadline) next_deadline_ = std::min(next_deadline_, *state.request->deadline);
     // A cancel may have come while it was on its way, and the scan for it be over.
-    EndIfAsked(state, clock_.Now());
+    EndIfAsked(state, now_);
   }
   return any;
 }

@@ -12,7 +12,8 @@ void ExecutorLoop::FinishOldest() {
   Flight& flight = flights_[oldest_flight_];
   Nanos begin = clock_.Now();
   Result<StepResult> result = backend_.Finish(flight.ticket);
-  in_backend_ += clock_.Now() - begin;
+  now_ = clock_.Now();
+  in_backend_ += now_ - begin;
   if (!result.ok()) return DeviceFault(result.error());
   oldest_flight_ = (oldest_flight_ + 1) % flights_.size();
   --in_flight_;
@@ -102,7 +103,7 @@ void ExecutorLoop::Emit(Sequence& sequence, TokenId token, FinishReason reason, 
                        .reason = reason,
                        .error_code = error,
                        .prompt_tokens_cached = first ? sequence.prompt_tokens_reused : 0,
-                       .emitted = clock_.Now(),
+                       .emitted = now_,
                        .logprobs = logprobs});
 }
 

@@ -6,7 +6,7 @@ namespace ekiben {
 
 // One turn. With one ticket: plan, run and commit a step. With two: launch step n+1, then finish n.
 bool ExecutorLoop::Step() {
-  Nanos begin = clock_.Now();
+  Nanos begin = now_ = clock_.Now();
   uint64_t allocations = ThreadAllocations();
   in_backend_ = {};
   bool worked = TakeArrivals();

@@ -180,6 +180,7 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   IntrusiveList<RequestState, &RequestState::live_link> ended_;  // freed when running_ has forgotten them
   int32_t paused_ = 0;
   const int32_t window_blocks_max_;  // blocks a sequence holds at most under the attention window
+  Nanos now_{};                      // read at the step's begin and again when a step finished: the time of the events
   Nanos in_backend_{};               // spent in Launch and Finish by the step under way
 };
 

@@ -19,7 +19,8 @@ namespace ekiben {
 enum class OutputKind : int32_t {
   kNone,          // a context chunk that is not the last of its prompt
   kSample,        // sample one token after the row's last token
-  kAllLogits,     // sample as above, and return log-probabilities of every fed position (prompt_logprobs)
+  kAllLogits,     // return log-probabilities of every fed position (prompt_logprobs); and sample, but only where the
+                  // row ends its prompt: a chunk before that draws nothing and counts nothing
   kPooledHidden,  // final hidden state of the last token (embeddings)
 };
 
