@@ -1,5 +1,7 @@
 #include "load/bench.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <ctime>
@@ -17,9 +19,26 @@ namespace {
 
 constexpr int32_t kUsersMax = 100'000;
 
+// One connection a user: raises this process's soft limit when that is enough.
+Result<void> CheckOpenFiles(int32_t users) {
+  constexpr rlim_t kOthers = 128;  // an in-process engine, logs, the calls before the run
+  rlim_t wanted = static_cast<rlim_t>(users) + kOthers;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return {};
+  limit.rlim_cur = std::min(wanted, limit.rlim_max);
+  if (limit.rlim_cur == wanted && setrlimit(RLIMIT_NOFILE, &limit) == 0) return {};
+  return Error(Code::kInvalid,
+               fmt::format("users: {} need {} open files, {} are allowed; raise the hard limit (ulimit -Hn)", users,
+                           wanted, limit.rlim_max),
+               "users");
+}
+
 Result<void> CheckConfig(const BenchConfig& config) {
   if (config.users.empty()) return Error(Code::kInvalid, "users: none given", "users");
   for (int32_t users : config.users) RETURN_IF_ERROR(CheckRange("users", users, 1, kUsersMax));
+  if (config.service == nullptr) {
+    RETURN_IF_ERROR(CheckOpenFiles(*std::max_element(config.users.begin(), config.users.end())));
+  }
   RETURN_IF_ERROR(CheckRange("ramp", config.ramp_s, 0, 86'400));
   RETURN_IF_ERROR(CheckRange("duration", config.duration_s, 0.01, 86'400));
   RETURN_IF_ERROR(CheckRange("think", config.think_s, 0, 86'400));

@@ -202,6 +202,7 @@ TEST(Bench, RefusesBadSettingsByName) {
   };
   EXPECT_EQ(field_of([](BenchConfig& c) { c.users = {}; }), "users");
   EXPECT_EQ(field_of([](BenchConfig& c) { c.users = {0}; }), "users");
+  EXPECT_EQ(field_of([](BenchConfig& c) { c.users = {100'001}; }), "users");
   EXPECT_EQ(field_of([](BenchConfig& c) { c.ramp_s = -1; }), "ramp");
   EXPECT_EQ(field_of([](BenchConfig& c) { c.duration_s = 0; }), "duration");
   EXPECT_EQ(field_of([](BenchConfig& c) { c.url = "https://x:1"; }), "url");
