@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How much a quantised linear layer may round: mean KL of each candidate against float32 logits of the same GGUF.
+"""How much a quantised linear may round: mean KL of each candidate against float32 logits of the same GGUF.
 
-Runs a Llama forward in numpy (float32) over a few natural prompts, once exact and once for each candidate, and writes
-the table that ops/linear.h's packings were chosen from. Rounding is simulated in float32: a product of integers below
-2^24 and its sum are what the kernels compute exactly.
+Runs a Llama forward in numpy (float32) over ten short prompts, once exact and once for each candidate, and writes the
+table that ops/linear.h's packings and ops/quantize.h's second records were chosen from. Rounding is simulated in
+float32; the kernels' own KL over more positions is what `ekiben check` prints.
 
 usage: quant_study.py model.gguf [-o bench/results/quant_study.json] [--only SUBSTRING]     (pip: numpy gguf tokenizers)
 """
@@ -28,31 +28,64 @@ PROMPTS = [
     "Dear Sir or Madam, I am writing to complain about the service that I received at your restaurant last Saturday evening.",
     "SELECT name, COUNT(*) AS orders FROM customers JOIN orders ON customers.id = orders.customer_id GROUP BY name ORDER BY orders DESC;",
 ]
+PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 F = np.float32
 
 
-def load(path):
-    reader = GGUFReader(path)
-    tensors = {t.name: t for t in reader.tensors}
-    weights = {n: np.ascontiguousarray(dequantize(t.data, t.tensor_type), dtype=F) for n, t in tensors.items()}
-    # The scale and minimum of every Q4_1 block, for rules that keep them.
-    blocks = {}
-    for name, t in tensors.items():
-        if t.tensor_type.name == "Q4_1":
-            raw = np.ascontiguousarray(t.data).reshape(weights[name].shape[0], -1, 20)
-            pair = raw[..., :4].copy().view(np.float16).astype(F)
-            blocks[name] = (pair[..., 0], pair[..., 1])
-    meta = lambda key: reader.fields["llama." + key].contents()
-    shape = dict(layers=meta("block_count"), heads=meta("attention.head_count"), kv=meta("attention.head_count_kv"),
-                 dim=meta("rope.dimension_count"), theta=float(meta("rope.freq_base")),
-                 eps=F(meta("attention.layer_norm_rms_epsilon")))
-    vocabulary = reader.fields["tokenizer.ggml.tokens"].contents()
-    merges = reader.fields["tokenizer.ggml.merges"].contents()
-    return weights, blocks, shape, vocabulary, merges
+class Model:
+    def __init__(self, path):
+        reader = GGUFReader(path)
+        self.weights = {t.name: np.ascontiguousarray(dequantize(t.data, t.tensor_type), dtype=F) for t in reader.tensors}
+        meta = lambda key: reader.fields["llama." + key].contents()
+        self.layers, self.heads, self.kv_heads = meta("block_count"), meta("attention.head_count"), meta("attention.head_count_kv")
+        self.dim, self.theta = meta("rope.dimension_count"), float(meta("rope.freq_base"))
+        self.eps = F(meta("attention.layer_norm_rms_epsilon"))
+        self.head = "output.weight" if "output.weight" in self.weights else "token_embd.weight"
+        field = lambda key: reader.fields["tokenizer.ggml." + key].contents()
+        self.prompts = tokenize(field("tokens"), field("merges"))
+        self.ids = np.concatenate(self.prompts)
+        self.ends = np.cumsum([len(p) for p in self.prompts])
+        self.positions = np.concatenate([np.arange(len(p)) for p in self.prompts])
+
+    def forward(self, linear):
+        """Logits of every position of every prompt. linear(name, x) -> x W^T."""
+        n, w = len(self.ids), self.weights
+        angle = self.positions[:, None] * self.theta ** (-np.arange(0, self.dim, 2) / self.dim)
+        cos, sin = np.cos(angle).astype(F)[:, None], np.sin(angle).astype(F)[:, None]
+
+        def rope(v):
+            even, odd, y = v[..., 0::2], v[..., 1::2], np.empty_like(v)
+            y[..., 0::2], y[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
+            return y
+
+        rms = lambda v, g: v / np.sqrt((v * v).mean(-1, keepdims=True) + self.eps) * g
+        x = w["token_embd.weight"][self.ids]
+        for i in range(self.layers):
+            p = f"blk.{i}."
+            h = rms(x, w[p + "attn_norm.weight"])
+            q = rope(linear(p + "attn_q.weight", h).reshape(n, self.heads, self.dim))
+            k = rope(linear(p + "attn_k.weight", h).reshape(n, self.kv_heads, self.dim))
+            v = linear(p + "attn_v.weight", h).reshape(n, self.kv_heads, self.dim)
+            x = x + linear(p + "attn_output.weight", self.attention(q, k, v).reshape(n, -1))
+            h = rms(x, w[p + "ffn_norm.weight"])
+            g = linear(p + "ffn_gate.weight", h)
+            x = x + linear(p + "ffn_down.weight", g / (1 + np.exp(-g)) * linear(p + "ffn_up.weight", h))
+        return linear(self.head, rms(x, w["output_norm.weight"]))
+
+    def attention(self, q, k, v):
+        out, begin, group = np.empty_like(q), 0, self.heads // self.kv_heads
+        for end in self.ends:
+            mask = np.triu(np.full((end - begin, end - begin), -np.inf, F), 1)
+            for h in range(self.heads):
+                s = q[begin:end, h] @ k[begin:end, h // group].T / F(self.dim**0.5) + mask
+                s = np.exp(s - s.max(-1, keepdims=True))
+                out[begin:end, h] = s / s.sum(-1, keepdims=True) @ v[begin:end, h // group]
+            begin = end
+        return out
 
 
 def tokenize(vocabulary, merges):
-    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     t = Tokenizer(models.BPE(vocab={v: i for i, v in enumerate(vocabulary)}, merges=[tuple(m.split(" ")) for m in merges]))
     t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
@@ -60,94 +93,82 @@ def tokenize(vocabulary, merges):
     return [t.encode(p).ids for p in PROMPTS]
 
 
-# ---- rounding rules ------------------------------------------------------------------------------------------------
-def round_activations(x, group):
-    """int8, one scale per `group` values of a token (0: per token)."""
-    rows, k = x.shape
-    g = x.reshape(rows, -1, group if group else k)
+def quantise(x, group):
+    """int8 with one scale per `group` values of a row (0: the row). Returns (rounded, scales), grouped."""
+    g = x.reshape(x.shape[0], -1, group or x.shape[1])
     scale = np.abs(g).max(-1, keepdims=True) / F(127)
-    q = np.rint(g / np.where(scale == 0, F(1), scale))
-    return (q * scale).reshape(rows, k).astype(F)
+    return np.rint(g / np.where(scale == 0, F(1), scale)) * scale, scale
 
 
-def round_channel(w, bits=8, group=0):
-    rows, k = w.shape
-    top = F(2 ** (bits - 1) - 1)
-    g = w.reshape(rows, -1, group if group else k)
-    scale = np.abs(g).max(-1, keepdims=True) / top
-    return (np.rint(g / np.where(scale == 0, F(1), scale)) * scale).reshape(rows, k).astype(F)
+class Activations:
+    """A rule for activations; counts the groups that took a second record or the values that left as spikes."""
+
+    def __init__(self, group, ratio=0, most=0, spikes=0, part=""):
+        self.group, self.ratio, self.most, self.spikes, self.part = group, ratio, most, spikes, part
+        self.extra = self.groups = 0
+
+    def __call__(self, name, x):
+        if self.part not in name:
+            return x
+        rms, spike = np.sqrt((x * x).mean(-1, keepdims=True)), F(0)
+        if self.spikes:  # values beyond the ratio leave and are multiplied exactly
+            limit = (self.spikes * rms).astype(F)
+            spike, x = x - np.clip(x, -limit, limit), np.clip(x, -limit, limit)
+            self.extra += int((spike != 0).sum())
+        y, scale = quantise(x, self.group)
+        self.groups += scale.size
+        if self.ratio or self.most:  # what is left of some groups is quantised again
+            if self.most:
+                order = np.argsort(-scale[..., 0], axis=1)[:, : self.most]
+                again = np.zeros(scale.shape[:2], bool)
+                np.put_along_axis(again, order, True, 1)
+            else:
+                again = scale[..., 0] * 127 > self.ratio * rms
+            self.extra += int(again.sum())
+            rest = (x.reshape(y.shape) - y).reshape(x.shape)
+            y = y + quantise(rest, self.group)[0] * again[..., None]
+        return (y.reshape(x.shape) + spike).astype(F)
 
 
 def bf16(x):
-    bits = x.astype(F).view(np.uint32)
+    bits = np.ascontiguousarray(x, F).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(F)
 
 
-# ---- forward -------------------------------------------------------------------------------------------------------
-def forward(ids, weights, shape, linear):
-    """Logits of every position. linear(name, x) -> x W^T."""
-    heads, kv, dim, eps = shape["heads"], shape["kv"], shape["dim"], shape["eps"]
-    n = len(ids)
-    angle = np.arange(n)[:, None] * shape["theta"] ** (-np.arange(0, dim, 2) / dim)
-    cos, sin = np.cos(angle).astype(F)[:, None], np.sin(angle).astype(F)[:, None]
-
-    def rope(v):
-        even, odd, y = v[..., 0::2], v[..., 1::2], np.empty_like(v)
-        y[..., 0::2], y[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
-        return y
-
-    rms = lambda v, w: v / np.sqrt((v * v).mean(-1, keepdims=True) + eps) * w
-    mask = np.triu(np.full((n, n), -np.inf, F), 1)
-    x = weights["token_embd.weight"][ids]
-    for i in range(shape["layers"]):
-        p = f"blk.{i}."
-        h = rms(x, weights[p + "attn_norm.weight"])
-        q = rope(linear(p + "attn_q.weight", h).reshape(n, heads, dim))
-        k = rope(linear(p + "attn_k.weight", h).reshape(n, kv, dim))
-        v = linear(p + "attn_v.weight", h).reshape(n, kv, dim)
-        k, v = np.repeat(k, heads // kv, 1), np.repeat(v, heads // kv, 1)
-        s = np.einsum("thd,shd->hts", q, k) / F(dim**0.5) + mask
-        s = np.exp(s - s.max(-1, keepdims=True))
-        s = s / s.sum(-1, keepdims=True)
-        x = x + linear(p + "attn_output.weight", np.einsum("hts,shd->thd", s, v).reshape(n, heads * dim))
-        h = rms(x, weights[p + "ffn_norm.weight"])
-        g = linear(p + "ffn_gate.weight", h)
-        x = x + linear(p + "ffn_down.weight", g / (1 + np.exp(-g)) * linear(p + "ffn_up.weight", h))
-    head = "output.weight" if "output.weight" in weights else "token_embd.weight"
-    return linear(head, rms(x, weights["output_norm.weight"]))
+def candidates():
+    """(name, weights of linears, activations of linears, weights of the head, activations of the head)"""
+    exact_x, exact_w = lambda name, x: x, lambda w: w
+    channel, by64 = (lambda w: quantise(w, 0)[0].reshape(w.shape)), (lambda w: quantise(w, 64)[0].reshape(w.shape))
+    bf16_x = lambda name, x: bf16(x)
+    rows = [("q4_1, x bf16, head q8_0 x bf16", exact_w, bf16_x, exact_w, bf16_x)]
+    for group in (0, 192, 96, 64, 32):
+        rows.append((f"q4_1, x int8/{group or 'token'}, head exact", exact_w, Activations(group), exact_w, exact_x))
+    for part in PARTS:
+        rows.append((f"q4_1, only {part} x int8/64", exact_w, Activations(64, part=part), exact_w, exact_x))
+    for most in (1, 2, 3):
+        rows.append((f"q4_1, x int8/64 + second record in the {most} largest groups, head exact", exact_w,
+                     Activations(64, most=most), exact_w, exact_x))
+    for ratio in (4, 6, 8, 10, 12, 16):
+        rows.append((f"q4_1, x int8/64 + second record over {ratio} rms, head exact", exact_w, Activations(64, ratio=ratio),
+                     exact_w, exact_x))
+    for ratio in (4, 6, 8, 10):
+        rows.append((f"q4_1, x int8/64 + exact spikes over {ratio} rms, head exact", exact_w, Activations(64, spikes=ratio),
+                     exact_w, exact_x))
+    rows.append(("all exact, head int8/channel x f32", exact_w, exact_x, channel, exact_x))
+    rows.append(("all exact, head int8/64 x f32", exact_w, exact_x, by64, exact_x))
+    rows.append(("all exact, head q8_0 x int8/token", exact_w, exact_x, exact_w, Activations(0)))
+    rows.append(("all exact, head q8_0 x int8/64 + second record over 10 rms", exact_w, exact_x, exact_w, Activations(64, 10)))
+    rows.append(("int8/channel from q4_1, x f32, head exact", channel, exact_x, exact_w, exact_x))
+    rows.append(("int8/64 from q4_1, x f32, head exact", by64, exact_x, exact_w, exact_x))
+    for ratio in (8, 10):
+        rows.append((f"CHOSEN FORM, ratio {ratio}: q4_1, x int8/64 + second record, head int8/64 x the same", exact_w,
+                     Activations(64, ratio), by64, Activations(64, ratio)))
+    return rows
 
 
 def log_softmax(z):
-    z = z.astype(np.float64)
     z = z - z.max(-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(-1, keepdims=True))
-
-
-def candidates():
-    """name -> (linear weights' rule, linear activations' rule, head weights' rule, head activations' rule).
-    Rules are functions; activation rules take (tensor name, x)."""
-    keep_w = lambda name, w, b: w
-    keep_x = lambda name, x: x
-    act = lambda group: lambda name, x: round_activations(x, group if group and x.shape[1] % group == 0 else 0)
-    only = lambda part, group: lambda name, x: round_activations(x, group) if part in name else x
-    channel = lambda name, w, b: round_channel(w)
-    table = {}
-    # What each part costs alone.
-    for g in (32, 64):
-        table[f"q4_1 exact, x int8/{g}, head exact x f32"] = (keep_w, act(g), keep_w, keep_x)
-        table[f"q4_1 exact, x int8/{g}, head int8/channel x int8/{g}"] = (keep_w, act(g), channel, act(g))
-        table[f"q4_1 exact, x int8/{g}, head q8_0 x int8/{g}"] = (keep_w, act(g), keep_w, act(g))
-        table[f"int8/channel from q4_1, x int8/{g}, head int8/channel x int8/{g}"] = (channel, act(g), channel, act(g))
-    table["q4_1 exact, x f32, head int8/channel x f32"] = (keep_w, keep_x, channel, keep_x)
-    table["q4_1 exact, x bf16, head q8_0 x bf16"] = (keep_w, lambda n, x: bf16(x), keep_w, lambda n, x: bf16(x))
-    table["int8/channel from q4_1, x f32, head exact x f32"] = (channel, keep_x, keep_w, keep_x)
-    table["int8/64 from q4_1, x f32, head exact x f32"] = (lambda n, w, b: round_channel(w, 8, 64), keep_x, keep_w, keep_x)
-    table["q4_1 exact, x f32, head exact x int8/token"] = (keep_w, keep_x, keep_w, act(0))
-    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-        table[f"q4_1 exact, only {part} x int8/token"] = (keep_w, only(part, 0), keep_w, keep_x)
-    for g in (0, 96, 192):
-        table[f"q4_1 exact, x int8/{g or 'token'}, head exact x f32"] = (keep_w, act(g), keep_w, keep_x)
-    return table
+    return z - np.log(np.exp(z).sum(-1, keepdims=True, dtype=np.float64)).astype(F)
 
 
 def main():
@@ -156,37 +177,32 @@ def main():
     parser.add_argument("-o", "--out")
     parser.add_argument("--only", default="")
     args = parser.parse_args()
-    weights, blocks, shape, vocabulary, merges = load(args.model)
-    prompts = tokenize(vocabulary, merges)
-    tokens = sum(map(len, prompts))
-    print(f"{len(prompts)} prompts, {tokens} tokens", file=sys.stderr)
-    exact = [log_softmax(forward(ids, weights, shape, lambda n, x: x @ weights[n].T)) for ids in prompts]
-    head = "output.weight" if "output.weight" in weights else "token_embd.weight"
-    rows = []
-    for name, (rule_w, rule_x, head_w, head_x) in candidates().items():
+    model = Model(args.model)
+    exact = log_softmax(model.forward(lambda name, x: x @ model.weights[name].T))
+    probability, rows = np.exp(exact), []
+    for name, rule_w, rule_x, head_w, head_x in candidates():
         if args.only not in name:
             continue
-        begin, cache = time.time(), {}
+        begin = time.time()
 
-        def linear(n, x):
-            is_head = n == head
-            if n not in cache:
-                cache[n] = (head_w if is_head else rule_w)(n, weights[n], blocks.get(n))
-            return (head_x if is_head else rule_x)(n, x) @ cache[n].T
+        def linear(tensor, x):
+            w, a = (head_w, head_x) if tensor == model.head else (rule_w, rule_x)
+            return a(tensor, x) @ w(model.weights[tensor]).T
 
-        kl, top, worst = [], 0, 0.0
-        for ids, p in zip(prompts, exact):
-            q = log_softmax(forward(ids, weights, shape, linear))
-            row = (np.exp(p) * (p - q)).sum(-1)
-            kl.append(row)
-            top += int((p.argmax(-1) == q.argmax(-1)).sum())
-        kl = np.concatenate(kl)
-        rows.append(dict(candidate=name, kl_mean=float(kl.mean()), kl_p99=float(np.percentile(kl, 99)), kl_max=float(kl.max()),
-                         top1=top / tokens))
-        print(f"{kl.mean():.2e} p99 {np.percentile(kl, 99):.2e} max {kl.max():.2e} top1 {top / tokens:.3f}  {name}  ({time.time() - begin:.1f} s)", flush=True)
+        got = log_softmax(model.forward(linear))
+        kl = (probability * (exact - got)).sum(-1, dtype=np.float64)
+        row = dict(candidate=name, kl_mean=float(kl.mean()), kl_p99=float(np.percentile(kl, 99)), kl_max=float(kl.max()),
+                   top1=float((exact.argmax(-1) == got.argmax(-1)).mean()))
+        if isinstance(rule_x, Activations) and rule_x.extra:
+            row["extra_per_group"] = rule_x.extra / rule_x.groups
+        rows.append(row)
+        print(f"{row['kl_mean']:.2e} p99 {row['kl_p99']:.2e} top1 {row['top1']:.3f} extra {row.get('extra_per_group', 0):.3f}"
+              f"  {name} ({time.time() - begin:.1f} s)", flush=True)
     if args.out:
         with open(args.out, "w") as f:
-            json.dump(dict(command=" ".join(sys.argv), prompts=len(prompts), tokens=tokens, rows=rows), f, indent=1)
+            json.dump(dict(command="tools/quant_study.py <model.gguf> -o bench/results/quant_study.json",
+                           model=args.model.rsplit("/", 1)[-1], prompts=len(PROMPTS), positions=len(model.ids), rows=rows), f, indent=1)
+            f.write("\n")
 
 
 if __name__ == "__main__":

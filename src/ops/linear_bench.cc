@@ -1,9 +1,12 @@
 // Times the linears of a SmolLM2-135M-shaped model of random weights: linear_bench [--tokens N]... [--rounds R]
-// [--threads T] [--variant V] [--layers L]. A development tool; `ekiben kernels` prints the same for a real engine.
+// [--threads T] [--variant V] [--layers L] [--pages small]. A development tool; `ekiben kernels` prints the same for a
+// real engine.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
+
+#include <sys/mman.h>
 
 #include "ops/linear_tuning.h"
 #include "ops/roofline.h"
@@ -15,9 +18,12 @@ struct Weights {
   std::vector<Buffer> buffers;
   std::vector<NamedLinear> linears;
 
+  bool small_pages = false;
+
   // Random packed bytes are valid weights: speed does not depend on the values, as long as they are finite.
   void Add(const char* name, Packing packing, int64_t out, int64_t in) {
     Buffer packed(PackedBytes(packing, out, in));
+    if (small_pages) (void)madvise(packed.data(), packed.size(), MADV_NOHUGEPAGE);  // before the first touch
     std::vector<float> source(static_cast<size_t>(16 * in));
     std::minstd_rand rng(1);
     for (float& v : source) v = static_cast<float>(rng() % 2001) * 1e-3f - 1.0f;
@@ -35,6 +41,7 @@ struct Weights {
 
 int Main(int argc, char** argv) {
   std::vector<int64_t> tokens;
+  Weights model;
   int rounds = 15, threads = 2, layers = 30, variant = -1;
   for (int i = 1; i + 1 < argc; i += 2) {
     std::string_view key = argv[i];
@@ -43,6 +50,7 @@ int Main(int argc, char** argv) {
     if (key == "--rounds") rounds = value;
     if (key == "--threads") threads = value;
     if (key == "--layers") layers = value;
+    if (key == "--pages") model.small_pages = std::string_view(argv[i + 1]) == "small";
     if (key == "--variant") variant = *LinearVariantIndex(argv[i + 1]);
   }
   if (tokens.empty()) tokens = {1, 2, 4, 8, 10, 16, 32, 50, 64, 128, 256, 512};
@@ -51,7 +59,6 @@ int Main(int argc, char** argv) {
   std::printf("%s\nint8 %.0f GOP/s, bf16 %.0f, f32 %.0f, read %.1f GB/s\n", DescribeCpu().c_str(),
               peak.int8_operations * 1e-9, peak.bf16_operations * 1e-9, peak.f32_operations * 1e-9,
               peak.read_bytes * 1e-9);
-  Weights model;
   for (int i = 0; i < layers; ++i) {
     model.Add("qkv", Packing::kInt4Block32, 960, 576);
     model.Add("o", Packing::kInt4Block32, 576, 576);

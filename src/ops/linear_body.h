@@ -49,6 +49,12 @@ BODY_INLINE Ints LowNibbles(Ints a) {
 BODY_INLINE Ints HighNibbles(Ints a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
+BODY_INLINE Ints HighNibblesInPlace(Ints a) {
+  return {_mm512_and_si512(a.v, _mm512_set1_epi8(-16))};
+}
+BODY_INLINE Ints Sixteenth(Ints a) {
+  return {_mm512_srai_epi32(a.v, 4)};
+}
 // acc += four products of unsigned weight bytes and the four signed bytes at x, the same four for every lane.
 // As an embedded broadcast: the load then costs no slot of its own. (g++ 12 hoists the broadcast out of intrinsics.)
 BODY_INLINE Ints DotBytes(Ints acc, Ints weights, const int8_t* x) {
@@ -68,9 +74,19 @@ BODY_INLINE Lanes LoadBF16(const uint16_t* p) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
-// 16 values to codes, round to nearest even.
-BODY_INLINE void StoreCodes(int8_t* out, Lanes scaled) {
-  _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(scaled.v)));
+// 64 values to codes, round to nearest even; sums: of each half. The packs leave dword k of a 128-bit lane to values of
+// register k, which the permutation undoes.
+BODY_INLINE void StoreCodes(int8_t* out, const Lanes (&scaled)[4], int32_t (&sums)[2]) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m512i low = _mm512_packs_epi32(_mm512_cvtps_epi32(scaled[0].v), _mm512_cvtps_epi32(scaled[1].v));
+  __m512i high = _mm512_packs_epi32(_mm512_cvtps_epi32(scaled[2].v), _mm512_cvtps_epi32(scaled[3].v));
+  __m512i codes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+  _mm512_store_si512(out, codes);
+  __m512i eighths = _mm512_sad_epu8(_mm512_xor_si512(codes, _mm512_set1_epi8(-128)), _mm512_setzero_si512());
+  eighths = _mm512_add_epi64(eighths, _mm512_shuffle_i64x2(eighths, eighths, 0xB1));
+  eighths = _mm512_add_epi64(eighths, _mm512_shuffle_epi32(eighths, _MM_PERM_BADC));
+  sums[0] = _mm_cvtsi128_si32(_mm512_castsi512_si128(eighths)) - 32 * 128;
+  sums[1] = _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(eighths, 2)) - 32 * 128;
 }
 BODY_INLINE Lanes RoundLanes(Lanes a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -104,6 +120,13 @@ BODY_INLINE Ints LowNibbles(Ints a) {
 BODY_INLINE Ints HighNibbles(Ints a) {
   const __m256i mask = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(a.lo, 4), mask), _mm256_and_si256(_mm256_srli_epi16(a.hi, 4), mask)};
+}
+BODY_INLINE Ints HighNibblesInPlace(Ints a) {
+  const __m256i mask = _mm256_set1_epi8(-16);
+  return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+}
+BODY_INLINE Ints Sixteenth(Ints a) {
+  return {_mm256_srai_epi32(a.lo, 4), _mm256_srai_epi32(a.hi, 4)};
 }
 // vpmaddubsw saturates at 2^15, so weights above 128 go through 16-bit products: even and odd bytes apart.
 BODY_INLINE __m256i DotEight(__m256i acc, __m256i weights, __m256i x) {
@@ -142,11 +165,19 @@ BODY_INLINE Lanes LoadBF16(const uint16_t* p) {
   __m256i hi = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1)), 16);
   return {_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)};
 }
-BODY_INLINE void StoreCodes(int8_t* out, Lanes scaled) {
-  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(scaled.lo), _mm256_cvtps_epi32(scaled.hi));
-  words = _mm256_permute4x64_epi64(words, 0xD8);
-  __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-  _mm_store_si128(reinterpret_cast<__m128i*>(out), bytes);
+BODY_INLINE int32_t StoreHalf(int8_t* out, const Lanes& first, const Lanes& second) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  __m256i low = _mm256_packs_epi32(_mm256_cvtps_epi32(first.lo), _mm256_cvtps_epi32(first.hi));
+  __m256i high = _mm256_packs_epi32(_mm256_cvtps_epi32(second.lo), _mm256_cvtps_epi32(second.hi));
+  __m256i codes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out), codes);
+  __m256i quarters = _mm256_sad_epu8(_mm256_xor_si256(codes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+  __m128i half = _mm_add_epi64(_mm256_castsi256_si128(quarters), _mm256_extracti128_si256(quarters, 1));
+  return _mm_cvtsi128_si32(_mm_add_epi64(half, _mm_unpackhi_epi64(half, half))) - 32 * 128;
+}
+BODY_INLINE void StoreCodes(int8_t* out, const Lanes (&scaled)[4], int32_t (&sums)[2]) {
+  sums[0] = StoreHalf(out, scaled[0], scaled[1]);
+  sums[1] = StoreHalf(out + 32, scaled[2], scaled[3]);
 }
 BODY_INLINE Lanes RoundLanes(Lanes a) {
   return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
@@ -160,15 +191,6 @@ BODY_INLINE Lanes Magnitude(Lanes a) {
 #endif
 
 // ---- Quantising a token ---------------------------------------------------------------------------------------------
-
-// The sum of 32 codes.
-BODY_INLINE int32_t SumCodes(const int8_t* codes) {
-  const __m256i flip = _mm256_set1_epi8(-128);
-  __m256i bytes = _mm256_xor_si256(_mm256_load_si256(reinterpret_cast<const __m256i*>(codes)), flip);
-  __m256i sums = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
-  __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  return _mm_cvtsi128_si32(_mm_add_epi64(half, _mm_unpackhi_epi64(half, half))) - 32 * 128;
-}
 
 struct Strip64 {
   Lanes part[4];
@@ -190,9 +212,11 @@ BODY_INLINE float StoreRecord(const Strip64& strip, float maximum, int32_t token
   bool tiny = maximum < kTinyMaximum;
   float scale = tiny ? 0.0f : maximum / 127.0f;
   Lanes inverse = Broadcast(tiny ? 0.0f : 127.0f / maximum);
-  UNROLL for (int i = 0; i < 4; ++i) StoreCodes(codes + 16 * i, Multiply(strip.part[i], inverse));
-  int32_t sum0 = SumCodes(codes), sum1 = SumCodes(codes + 32);
-  *record = {{sum0 * kInt4Start, sum1 * kInt4Start}, -128 * (sum0 + sum1), scale, token};
+  Lanes scaled[4];
+  UNROLL for (int i = 0; i < 4; ++i) scaled[i] = Multiply(strip.part[i], inverse);
+  int32_t sums[2];
+  StoreCodes(codes, scaled, sums);
+  *record = {{sums[0] * kInt4Start, sums[1] * kInt4Start}, -128 * (sums[0] + sums[1]), scale, token};
   return scale;
 }
 
@@ -225,32 +249,77 @@ static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& 
 
 // ---- 4 bits ---------------------------------------------------------------------------------------------------------
 
-// kRecords records of one strip against 16 rows. weights: 8 registers a block; acc: f32 [tokens][16].
-template <int kRecords>
-BODY_INLINE void Int4Records(const Ints (&weights)[16], Ints pair0, Ints pair1, const int8_t* codes,
-                             const QuantRecord* records, float* acc) {
-  // Four chains at least: a single record runs its halves apart (integers: any order is the same sum).
-  constexpr int kParts = kRecords == 1 ? 2 : 1;
-  Ints a[kRecords * kParts], b[kRecords * kParts];
-  UNROLL for (int r = 0; r < kRecords * kParts; ++r) {
-    a[r] = r < kRecords ? BroadcastInt(records[r].int4_start[0]) : ZeroInts();
-    b[r] = r < kRecords ? BroadcastInt(records[r].int4_start[1]) : ZeroInts();
+// One f32 term a row: what a record's sums over the two blocks come to.
+BODY_INLINE void AddTerm(Ints block0, Ints block1, Ints pair0, Ints pair1, const QuantRecord& record, float* acc) {
+  Ints sum = DotWords(DotWords(ZeroInts(), block0, pair0), block1, pair1);
+  float* row = acc + record.token * kGroupRows;
+  Store(row, Fma(ToFloat(sum), Broadcast(record.scale), Load(row)));
+}
+
+// Four records of one strip against 16 rows whose weights are unpacked, 8 registers a block. acc: f32 [tokens][16].
+BODY_INLINE void Int4FourRecords(const Ints (&weights)[16], Ints pair0, Ints pair1, const int8_t* codes,
+                                 const QuantRecord* records, float* acc) {
+  Ints a[4], b[4];
+  UNROLL for (int r = 0; r < 4; ++r) {
+    a[r] = BroadcastInt(records[r].int4_start[0]);
+    b[r] = BroadcastInt(records[r].int4_start[1]);
   }
   UNROLL for (int j = 0; j < 8; ++j) {
-    UNROLL for (int r = 0; r < kRecords; ++r) {
-      int part = kParts == 2 ? j / 4 : r;
-      a[part] = DotSmallBytes(a[part], weights[j], codes + r * kStripColumns + 4 * j);
-      b[part] = DotSmallBytes(b[part], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
+    UNROLL for (int r = 0; r < 4; ++r) {
+      a[r] = DotSmallBytes(a[r], weights[j], codes + r * kStripColumns + 4 * j);
+      b[r] = DotSmallBytes(b[r], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
     }
   }
-  if (kParts == 2) {
-    a[0] = AddInts(a[0], a[kParts - 1]);
-    b[0] = AddInts(b[0], b[kParts - 1]);
+  UNROLL for (int r = 0; r < 4; ++r) AddTerm(a[r], b[r], pair0, pair1, records[r], acc);
+}
+
+// One to three records, unpacking as it goes: nothing is kept, so that a step of one token runs at the speed of the
+// loads. The high nibbles stay where they are, 16 times too large, and their sums are shifted back at the end.
+template <int kRecords>
+BODY_INLINE void Int4FewRecords(const Int4Strip& strip, const int8_t* codes, const QuantRecord* records, float* acc) {
+  Ints low[2][kRecords], high[2][kRecords];
+  UNROLL for (int block = 0; block < 2; ++block) {
+    UNROLL for (int r = 0; r < kRecords; ++r) {
+      low[block][r] = BroadcastInt(records[r].int4_start[block]);
+      high[block][r] = ZeroInts();
+    }
+    UNROLL for (int j = 0; j < 4; ++j) {
+      Ints packed = LoadInts(strip.codes[block][j]);
+      Ints first = LowNibbles(packed), second = HighNibblesInPlace(packed);
+      UNROLL for (int r = 0; r < kRecords; ++r) {
+        const int8_t* x = codes + r * kStripColumns + 32 * block + 4 * j;
+        low[block][r] = DotSmallBytes(low[block][r], first, x);
+        high[block][r] = DotBytes(high[block][r], second, x + 16);
+      }
+    }
+    UNROLL for (int r = 0; r < kRecords; ++r) low[block][r] = AddInts(low[block][r], Sixteenth(high[block][r]));
   }
-  UNROLL for (int r = 0; r < kRecords; ++r) {
-    Ints sum = DotWords(DotWords(ZeroInts(), a[r], pair0), b[r], pair1);
-    float* row = acc + records[r].token * kGroupRows;
-    Store(row, Fma(ToFloat(sum), Broadcast(records[r].scale), Load(row)));
+  Ints pair0 = LoadInts(strip.pairs[0]), pair1 = LoadInts(strip.pairs[1]);
+  UNROLL for (int r = 0; r < kRecords; ++r) AddTerm(low[0][r], low[1][r], pair0, pair1, records[r], acc);
+}
+
+// Any number of records of one strip.
+BODY_INLINE void Int4Records(const Int4Strip& strip, const int8_t* codes, const QuantRecord* records, int32_t count,
+                             float* acc) {
+  int32_t r = 0;
+  if (count >= 4) {
+    Ints weights[16];
+    UNROLL for (int j = 0; j < 4; ++j) {
+      Ints first = LoadInts(strip.codes[0][j]), second = LoadInts(strip.codes[1][j]);
+      weights[j] = LowNibbles(first);
+      weights[4 + j] = HighNibbles(first);
+      weights[8 + j] = LowNibbles(second);
+      weights[12 + j] = HighNibbles(second);
+    }
+    Ints pair0 = LoadInts(strip.pairs[0]), pair1 = LoadInts(strip.pairs[1]);
+    for (; r + 4 <= count; r += 4) {
+      Int4FourRecords(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc);
+    }
+  }
+  switch (count - r) {
+    case 3: return Int4FewRecords<3>(strip, codes + r * kStripColumns, records + r, acc);
+    case 2: return Int4FewRecords<2>(strip, codes + r * kStripColumns, records + r, acc);
+    case 1: return Int4FewRecords<1>(strip, codes + r * kStripColumns, records + r, acc);
   }
 }
 
@@ -282,26 +351,8 @@ static void Int4Rows(const LinearTask& task) {
     for (int64_t s = 0; s < strips; ++s, data += sizeof(Int4Strip)) {
       const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(data);
       if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int4Strip));
-      Ints weights[16];
-      UNROLL for (int j = 0; j < 4; ++j) {
-        Ints first = LoadInts(strip->codes[0][j]), second = LoadInts(strip->codes[1][j]);
-        weights[j] = LowNibbles(first);
-        weights[4 + j] = HighNibbles(first);
-        weights[8 + j] = LowNibbles(second);
-        weights[12 + j] = HighNibbles(second);
-      }
-      Ints pair0 = LoadInts(strip->pairs[0]), pair1 = LoadInts(strip->pairs[1]);
-      const int8_t* codes = tile.codes + s * tile.capacity * kStripColumns;
-      const QuantRecord* records = tile.records + s * tile.capacity;
-      int32_t count = tile.counts[s], r = 0;
-      for (; r + 4 <= count; r += 4) {
-        Int4Records<4>(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc);
-      }
-      if ((count & 2) != 0) {
-        Int4Records<2>(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc);
-        r += 2;
-      }
-      if ((count & 1) != 0) Int4Records<1>(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc);
+      Int4Records(*strip, tile.codes + s * tile.capacity * kStripColumns, tile.records + s * tile.capacity,
+                  tile.counts[s], acc);
     }
     StoreRows(task, group, tile.tokens, acc, Load(reinterpret_cast<const float*>(data)));
   }
@@ -312,7 +363,7 @@ static void Int4Rows(const LinearTask& task) {
 template <int kRecords>
 BODY_INLINE void Int8Records(const Ints (&weights)[16], Lanes row_scale, const int8_t* codes,
                              const QuantRecord* records, float* acc) {
-  constexpr int kParts = kRecords == 1 ? 4 : kRecords == 2 ? 2 : 1;
+  constexpr int kParts = kRecords == 1 ? 4 : kRecords <= 3 ? 2 : 1;
   Ints a[kRecords * kParts];
   UNROLL for (int r = 0; r < kRecords * kParts; ++r) {
     a[r] = r < kRecords ? BroadcastInt(records[r].int8_start) : ZeroInts();
@@ -350,11 +401,11 @@ static void Int8Rows(const LinearTask& task) {
       const QuantRecord* records = tile.records + s * tile.capacity;
       int32_t count = tile.counts[s], r = 0;
       for (; r + 4 <= count; r += 4) Int8Records<4>(weights, row_scale, codes + r * kStripColumns, records + r, acc);
-      if ((count & 2) != 0) {
-        Int8Records<2>(weights, row_scale, codes + r * kStripColumns, records + r, acc);
-        r += 2;
+      switch (count - r) {
+        case 3: Int8Records<3>(weights, row_scale, codes + r * kStripColumns, records + r, acc); break;
+        case 2: Int8Records<2>(weights, row_scale, codes + r * kStripColumns, records + r, acc); break;
+        case 1: Int8Records<1>(weights, row_scale, codes + r * kStripColumns, records + r, acc); break;
       }
-      if ((count & 1) != 0) Int8Records<1>(weights, row_scale, codes + r * kStripColumns, records + r, acc);
     }
     StoreRows(task, group, tile.tokens, acc, Broadcast(1.0f));
   }

@@ -13,6 +13,8 @@ constexpr LinearVariant kVariants[] = {
     {"split2_fetch4k", 2, 4096},
     {"halves_fetch8k", 1, 8192},
     {"split32", 32, 0},
+    {"split32_fetch4k", 32, 4096},
+    {"split32_fetch8k", 32, 8192},
 };
 
 }  // namespace

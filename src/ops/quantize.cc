@@ -22,7 +22,7 @@ struct TileLayout {
   size_t records, counts, bytes;  // offsets, and the whole
 };
 TileLayout LayoutOf(int64_t tokens, int64_t strips) {
-  size_t slots = static_cast<size_t>(strips * 2 * tokens);
+  size_t slots = static_cast<size_t>(strips * (2 * tokens + 1));
   TileLayout layout;
   layout.records = slots * kStripColumns;
   layout.counts = RoundTo64(layout.records + slots * sizeof(QuantRecord));
@@ -40,7 +40,7 @@ QuantTile QuantizedRows::Tile(int64_t tile) const {
   QuantTile out;
   out.token_begin = tile * whole;
   out.tokens = static_cast<int32_t>(std::min(whole, tokens - out.token_begin));
-  out.capacity = static_cast<int32_t>(2 * whole);
+  out.capacity = static_cast<int32_t>(2 * whole + 1);
   out.codes = reinterpret_cast<int8_t*>(base);
   out.records = reinterpret_cast<QuantRecord*>(base + layout.records);
   out.counts = reinterpret_cast<int32_t*>(base + layout.counts);
