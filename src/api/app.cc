@@ -6,6 +6,7 @@
 #include <atomic>
 #include <boost/json.hpp>
 #include <functional>
+#include <thread>
 
 #include "api/api_keys.h"
 #include "api/error_response.h"
@@ -15,6 +16,7 @@
 #include "api/openai_calls.h"
 #include "api/openai_format.h"
 #include "api/request_ids.h"
+#include "base/bounded_queue.h"
 #include "base/log.h"
 #include "executor/executor.h"
 #include "text/tokenizer.h"
@@ -46,6 +48,13 @@ class Routes final : public App {
         context_{service, metrics_, registry_, clock},
         created_(std::chrono::duration_cast<std::chrono::seconds>(clock.WallNow()).count()) {
     AddRoutes();
+    worker_ = std::thread([this] {
+      while (auto job = jobs_.Pop()) (*job)();
+    });
+  }
+  ~Routes() override {
+    jobs_.Close();
+    worker_.join();
   }
 
   void BeginDrain() override { draining_ = true; }
@@ -60,9 +69,13 @@ class Routes final : public App {
     std::string_view method;  // GET also serves HEAD
     bool open;                // needs no API key, is served while draining
     Function function;
+    bool slow = false;  // may take long for a large body: never on an I/O thread, which carries other people's streams
   };
+  static constexpr size_t kSmallBodyBytes = size_t{64} << 10;  // parsed in well under a millisecond
+  static constexpr size_t kJobsMax = 64;
 
   void AddRoutes();
+  void Run(const Route& route, http::Request request, const Writer& writer);
   const Route* FindRoute(std::string_view path) const;
 
   void ChatCompletions(const http::Request& request, const Writer& writer) { Complete(request, writer, true); }
@@ -100,6 +113,8 @@ class Routes final : public App {
   const int64_t created_;
   std::vector<Route> routes_;
   std::atomic<bool> draining_{false};
+  BoundedQueue<std::function<void()>> jobs_{kJobsMax};
+  std::thread worker_;
 };
 
 void Routes::AddRoutes() {
@@ -108,8 +123,8 @@ void Routes::AddRoutes() {
       {"/v1/completions", "POST", false, &Routes::Completions},
       {"/v1/models", "GET", false, &Routes::Models},
       {"/v1/models/", "GET", false, &Routes::Model},
-      {"/tokenize", "POST", false, &Routes::Tokenize},
-      {"/detokenize", "POST", false, &Routes::Detokenize},
+      {"/tokenize", "POST", false, &Routes::Tokenize, true},
+      {"/detokenize", "POST", false, &Routes::Detokenize, true},
       {"/generate", "POST", false, &Routes::Generate},
       {"/schema.json", "GET", true, &Routes::Schema},
       {"/healthz", "GET", true, &Routes::Live},
@@ -149,7 +164,24 @@ void Routes::Handle(http::Request request, const Writer& writer) {
     return SendAnswer(writer, StatusAnswer(family, 401, "authorization: a valid API key is wanted as 'Bearer KEY'"));
   if (!route->open && draining_)
     return SendAnswer(writer, ErrorAnswer(family, Error(Code::kUnavailable, "the server is shutting down")));
-  (this->*route->function)(request, writer);
+  Run(*route, std::move(request), writer);
+}
+
+void Routes::Run(const Route& route, http::Request request, const Writer& writer) {
+  if (!route.slow && request.body.size() <= kSmallBodyBytes) return (this->*route.function)(request, writer);
+  PathFamily family = FamilyOf(request.path);
+  auto job = [this, &route, request = std::make_shared<http::Request>(std::move(request)), writer, family] {
+    try {
+      (this->*route.function)(*request, writer);
+    } catch (const std::exception& e) {  // a library ran out of memory: this request fails, the server goes on
+      LOG_ERROR("{}: {}", route.path, e.what());
+      SendAnswer(writer, ErrorAnswer(family, Error(Code::kInternal, "the request could not be handled")));
+    }
+  };
+  if (jobs_.TryPush(std::move(job))) return;
+  SendAnswer(writer, ErrorAnswer(family, Error(Code::kOverloaded, fmt::format("{} large requests are being read "
+                                                                              "already; try again",
+                                                                              kJobsMax))));
 }
 
 bool Routes::Drain(Nanos timeout) {
@@ -170,6 +202,11 @@ Result<json::object> Routes::ParseJsonBody(const http::Request& request) const {
     return Error(Code::kUnsupported,
                  fmt::format("content-type: '{}' is not read here; send application/json", media.substr(0, 100)),
                  "content-type");
+  std::string_view coding = request.Header("content-encoding");
+  if (!coding.empty() && !http::EqualsIgnoreCase(coding, "identity"))
+    return Error(Code::kUnsupported,
+                 fmt::format("content-encoding: '{}' is not read here; send the body as it is", coding.substr(0, 100)),
+                 "content-encoding");
   return ParseBody(request.body, config_.body_bytes_max);
 }
 
@@ -212,7 +249,7 @@ void Routes::Complete(const http::Request& request, const Writer& writer, bool c
   if (!parsed.ok()) {
     const Error& error = parsed.error();
     Answer answer = ErrorAnswer(PathFamily::kOpenAi, error);
-    if (error.field() == "content-type") answer.status = 415;
+    if (error.field().starts_with("content-")) answer.status = 415;
     answer.headers.emplace_back("x-request-id", info.request_id);
     metrics_.RequestFails(error.code());
     return SendAnswer(writer, answer);

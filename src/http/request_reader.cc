@@ -59,6 +59,7 @@ Request RequestReader::Take() {
   state_ = State::kIdle;
   parser_.reset();
   wants_continue_ = false;
+  empty_lines_ = 0;
   return std::move(request_);
 }
 
@@ -75,7 +76,7 @@ RequestReader::State RequestReader::Fail(int status, std::string message) {
 
 RequestReader::State RequestReader::AdvanceHeader() {
   // An empty line before a request is skipped, as RFC 9112 2.2 asks; more than a few are not a client's slip.
-  for (int i = 0; i < 4 && buffered() >= 2 && buffer_.compare(used_, 2, "\r\n") == 0; ++i) used_ += 2;
+  for (; empty_lines_ < 4 && buffered() >= 2 && buffer_.compare(used_, 2, "\r\n") == 0; ++empty_lines_) used_ += 2;
   if (buffered() == 0) return State::kIdle;
   size_t from = std::max(used_, scanned_ > used_ + 3 ? scanned_ - 3 : used_);
   size_t end = buffer_.find("\r\n\r\n", from);
@@ -173,7 +174,10 @@ bool RequestReader::SplitTarget() {
 RequestReader::State RequestReader::AdvanceBody() {
   auto& parser = parser_->impl;
   beast::error_code code;
-  while (!parser.is_done() && buffered() > 0) {
+  // A chunked body ends in "0 CRLF CRLF": with less than that in hand there is nothing to gain, and Beast asserts that
+  // it never sees less of a last chunk that is also the first.
+  const size_t enough = parser.chunked() ? 5 : 1;
+  while (!parser.is_done() && buffered() >= enough) {
     size_t used = parser.put(boost::asio::buffer(buffer_.data() + used_, buffered()), code);
     used_ += used;
     if (code == beast::http::error::need_more) {

@@ -53,8 +53,9 @@ class RequestReader {
 
   const RequestLimits limits_;
   std::string buffer_;
-  size_t used_ = 0;     // bytes of buffer_ already parsed
-  size_t scanned_ = 0;  // no end of header before this offset of buffer_
+  size_t used_ = 0;      // bytes of buffer_ already parsed
+  size_t scanned_ = 0;   // no end of header before this offset of buffer_
+  int empty_lines_ = 0;  // skipped before this request
   State state_ = State::kIdle;
   bool wants_continue_ = false;
   Request request_;

@@ -56,6 +56,14 @@ TEST(RequestReader, OneByteAtATimeAndFields) {
   EXPECT_TRUE(request.keep_alive);
 }
 
+TEST(RequestReader, AnEmptyChunkedBodyByteByByte) {
+  RequestReader reader(SmallLimits());
+  Feed(reader, "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+  for (char c : std::string("0\r\n\r")) EXPECT_EQ(Feed(reader, std::string_view(&c, 1)), State::kBody);
+  EXPECT_EQ(Feed(reader, "\n"), State::kComplete);
+  EXPECT_EQ(reader.Take().body, "");
+}
+
 TEST(RequestReader, PipelinedRequestsComeInOrder) {
   RequestReader reader(SmallLimits());
   std::string both = std::string(kPost) + std::string(kChunked) + "GET /last HTTP/1.0\r\n\r\n";
@@ -135,7 +143,7 @@ TEST(RequestReader, RefusesWhatTwoParsersCouldReadDifferently) {
       {"chunk size sign", chunks + "+1\r\na\r\n", 400, ""},
       {"chunk size 0x", chunks + "0x1\r\n\r\n", 400, ""},
       {"chunk size overflow", chunks + "11111111111111111\r\na\r\n", 400, ""},
-      {"chunk without CRLF", chunks + "1\r\nabc\r\n", 400, ""},
+      {"chunk without CRLF", chunks + "1\r\nabc\r\n0\r\n\r\n", 400, ""},
       {"endless chunk line", chunks + "1;" + std::string(100, 'x'), 400, ""},
       {"endless trailer", chunks + "0\r\nA: " + std::string(100, 'x'), 400, ""},
   };

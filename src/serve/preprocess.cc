@@ -53,12 +53,15 @@ Result<void> Preprocessor::CheckCheap(const TextRequest& request) const {
     for (TokenId token : *tokens)
       if (token < 0 || token >= config_.vocab_size)
         return Invalid("prompt", fmt::format("token id {} is outside [0, {})", token, config_.vocab_size));
-  // A token stands for at most a few hundred bytes in any known vocabulary: a text this long cannot fit.
-  if (const auto* text = std::get_if<std::string>(&request.input))
-    if (text->size() / 512 > static_cast<size_t>(config_.max_input_len))
-      return Invalid("prompt", fmt::format("{} bytes cannot fit max_input_len of {} tokens; send a shorter prompt",
-                                           text->size(), config_.max_input_len));
+  if (const auto* text = std::get_if<std::string>(&request.input)) RETURN_IF_ERROR(CheckBytes("prompt", text->size()));
   return Validate(request.sampling, config_.vocab_size);
+}
+
+// A token stands for at most a few hundred bytes in any known vocabulary: a text this long cannot fit.
+Result<void> Preprocessor::CheckBytes(const char* field, size_t bytes) const {
+  if (bytes / 512 <= static_cast<size_t>(config_.max_input_len)) return {};
+  return Invalid(field, fmt::format("{} bytes cannot fit max_input_len of {} tokens; send a shorter prompt", bytes,
+                                    config_.max_input_len));
 }
 
 Result<std::vector<TokenId>> Preprocessor::Tokenize(const TextRequest& request) const {
@@ -82,7 +85,12 @@ Result<std::vector<TokenId>> Preprocessor::TokenizeChat(const ChatInput& chat) c
   }
   std::vector<text::Tokenizer::Span> views;
   views.reserve(spans->size());
-  for (const auto& span : *spans) views.push_back({span.text, span.trusted});
+  size_t bytes = 0;
+  for (const auto& span : *spans) {
+    views.push_back({span.text, span.trusted});
+    bytes += span.text.size();
+  }
+  RETURN_IF_ERROR(CheckBytes("messages", bytes));
   return tokenizer_.EncodeSpans(views, /*add_special=*/false);
 }
 

@@ -22,13 +22,14 @@ class Preprocessor {
   Preprocessor(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, const Clock& clock,
                const ServiceConfig& config);
 
-  // What needs no tokenizer, so that a bad request is refused on the caller's thread.
-  Result<void> CheckCheap(const TextRequest& request) const;
   Result<std::vector<TokenId>> Tokenize(const TextRequest& request) const;
   // `arrival`: Clock::Now() at the edge.
   Result<std::shared_ptr<const Request>> Build(RequestId id, const TextRequest& request, Nanos arrival) const;
 
  private:
+  // What needs no tokenizer, before anything is spent on the text.
+  Result<void> CheckCheap(const TextRequest& request) const;
+  Result<void> CheckBytes(const char* field, size_t bytes) const;
   Result<std::vector<TokenId>> TokenizeChat(const ChatInput& chat) const;
   Result<void> CheckLengths(const TextRequest& request, Request& out) const;
   void AddBadWords(const std::vector<std::string>& words, SamplingParams& sampling) const;
