@@ -57,8 +57,9 @@ void LinearTuning::Set(Packing packing, int64_t out_features, int64_t in_feature
   it->variants[static_cast<size_t>(bucket)] = static_cast<int8_t>(variant);
 }
 
-const LinearVariant& LinearTuning::BuiltIn(const LinearWeight& /*weight*/, int64_t tokens) {
-  return tokens <= 16 ? kVariants[1] : kVariants[0];
+const LinearVariant& LinearTuning::BuiltIn(const LinearWeight& /*weight*/, int64_t /*tokens*/) {
+  // Small pieces in contiguous shares: the hardware follows the stream, and members end within a piece of each other.
+  return kVariants[5];
 }
 
 const LinearVariant& LinearTuning::Choose(const LinearWeight& weight, int64_t tokens) const {
