@@ -14,34 +14,35 @@
 namespace ekiben {
 namespace {
 
+// All weights in one allocation, as in an engine.
 struct Weights {
-  std::vector<Buffer> buffers;
+  Buffer memory;
+  size_t used = 0;
   std::vector<NamedLinear> linears;
 
-  bool small_pages = false;
-
-  // Random packed bytes are valid weights: speed does not depend on the values, as long as they are finite.
+  Weights(size_t bytes, bool small_pages) : memory(bytes) {
+    if (small_pages) (void)madvise(memory.data(), bytes, MADV_NOHUGEPAGE);  // before the first touch
+  }
+  // One group of rows, repeated: speed does not depend on the values.
   void Add(const char* name, Packing packing, int64_t out, int64_t in) {
-    Buffer packed(PackedBytes(packing, out, in));
-    if (small_pages) (void)madvise(packed.data(), packed.size(), MADV_NOHUGEPAGE);  // before the first touch
+    size_t bytes = PackedBytes(packing, out, in), group = PackedBytes(packing, 16, in);
+    std::byte* data = memory.data() + used;
+    used += (bytes + 4095) / 4096 * 4096;
+    CHECK_LE(used, memory.size());
     std::vector<float> source(static_cast<size_t>(16 * in));
     std::minstd_rand rng(1);
     for (float& v : source) v = static_cast<float>(rng() % 2001) * 1e-3f - 1.0f;
-    size_t group = PackedBytes(packing, 16, in);
     LinearSource piece{DType::kF32, reinterpret_cast<std::byte*>(source.data()), 16};
-    auto result = PackLinear(packing, in, {&piece, 1}, {packed.data(), group});
+    auto result = PackLinear(packing, in, {&piece, 1}, {data, group});
     CHECK(result.ok(), "{}", result.error().message());
-    for (size_t at = group; at + group <= packed.size(); at += group) {
-      std::memcpy(packed.data() + at, packed.data(), group);
-    }
-    linears.push_back({name, {packing, out, in, packed.data(), packed.size(), nullptr}});
-    buffers.push_back(std::move(packed));
+    for (size_t at = group; at + group <= bytes; at += group) std::memcpy(data + at, data, group);
+    linears.push_back({name, {packing, out, in, data, bytes, nullptr}});
   }
 };
 
 int Main(int argc, char** argv) {
   std::vector<int64_t> tokens;
-  Weights model;
+  bool small_pages = false;
   int rounds = 15, threads = 2, layers = 30, variant = -1;
   for (int i = 1; i + 1 < argc; i += 2) {
     std::string_view key = argv[i];
@@ -50,7 +51,7 @@ int Main(int argc, char** argv) {
     if (key == "--rounds") rounds = value;
     if (key == "--threads") threads = value;
     if (key == "--layers") layers = value;
-    if (key == "--pages") model.small_pages = std::string_view(argv[i + 1]) == "small";
+    if (key == "--pages") small_pages = std::string_view(argv[i + 1]) == "small";
     if (key == "--variant") variant = *LinearVariantIndex(argv[i + 1]);
   }
   if (tokens.empty()) tokens = {1, 2, 4, 8, 10, 16, 32, 50, 64, 128, 256, 512};
@@ -59,6 +60,7 @@ int Main(int argc, char** argv) {
   std::printf("%s\nint8 %.0f GOP/s, bf16 %.0f, f32 %.0f, read %.1f GB/s\n", DescribeCpu().c_str(),
               peak.int8_operations * 1e-9, peak.bf16_operations * 1e-9, peak.f32_operations * 1e-9,
               peak.read_bytes * 1e-9);
+  Weights model(static_cast<size_t>(layers + 20) * 2400000, small_pages);
   for (int i = 0; i < layers; ++i) {
     model.Add("qkv", Packing::kInt4Block32, 960, 576);
     model.Add("o", Packing::kInt4Block32, 576, 576);
