@@ -51,6 +51,10 @@ CASES = [
      ["--max_num_tokens", "512"], "64 -> 512, 32 users, 200 in, 32 out"),
     ("multiple_profiles", "tokens_per_s", dict(users=10, prompt=100, output=64), ["--multiple_profiles", "disable"],
      ["--multiple_profiles", "enable"], "disable -> enable, 10 users, 100 in, 64 out"),
+    ("postprocessing_instance_count", "tokens_per_s", dict(users=64, prompt=20, output=200),
+     ["--backend", "fake", "--postprocessing_instance_count", "1"],
+     ["--backend", "fake", "--postprocessing_instance_count", "2"],
+     "1 -> 2 on a backend that costs nothing, 64 users, 20 in, 200 out"),
     ("max_batch_size", "tokens_per_s", dict(users=32, prompt=100, output=64), ["--max_batch_size", "4"],
      ["--max_batch_size", "64"], "4 -> 64, 32 users, 100 in, 64 out"),
 ]

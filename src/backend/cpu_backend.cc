@@ -160,9 +160,14 @@ void CpuBackend::SampleRows() {
       auto index = static_cast<size_t>(output.row);
       const PlanRow& row = rows[index];
       RowResult& result = results_[index];
+      // A scored chunk that does not end the prompt chooses nothing: no draw, no history.
+      const Request& request = *slots_[static_cast<size_t>(row.slot.value)].request;
+      if (row.output == OutputKind::kAllLogits &&
+          static_cast<size_t>(row.position + row.token_count) < request.prompt.size())
+        continue;
       float* logits = logits_.as<float>() + int64_t{output.logits_row} * info_.vocab_size;
       PositionLogProbs* logprobs = &logprobs_[index];
-      bool wanted = slots_[static_cast<size_t>(row.slot.value)].request->sampling.logprobs >= 0;
+      bool wanted = request.sampling.logprobs >= 0;
       Sampler::Choice choice = sampler_.Sample(row.slot, logits, wanted ? logprobs : nullptr);
       sampled_[index] = choice.token;
       result.finite = choice.finite;

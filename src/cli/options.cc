@@ -53,6 +53,9 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
       {"first_come_first_served", ChunkingPolicy::kFirstComeFirstServed},
       {"equal_progress", ChunkingPolicy::kEqualProgress}};
   ExecutorConfig& e = o.executor;
+  add(app.add_option("--backend", o.backend,
+                     "cpu, or fake: hashed tokens at no cost, to measure everything around the model")
+          ->check(CLI::IsMember({"cpu", "fake"})));
   add(app.add_option("--threads", o.threads, "Compute threads; 0: one for each core"));
   add(app.add_option("--batch_scheduler_policy", e.batch_scheduler_policy,
                      "guaranteed_no_evict: admit what surely fits to its end; max_utilization: admit more, pause and "

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <thread>
 
+#include "backend/fake_backend.h"
 #include "base/human.h"
 #include "compile/profile.h"
 
@@ -48,6 +49,19 @@ Result<int32_t> KvBlocks(const StackOptions& options, const Engine& engine, DTyp
   return static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX));
 }
 
+// The sizes of the real backend; ids from 256 on, so that tokens are mostly words.
+FakeBackendOptions FakeOptions(const CpuBackendConfig& sizes, int32_t vocab_size) {
+  FakeBackendOptions out;
+  out.vocab_size = vocab_size;
+  out.token_min = std::min(256, vocab_size - 1);
+  out.max_batch_size = sizes.max_batch_size;
+  out.max_num_tokens = sizes.max_num_tokens;
+  out.max_seq_len = sizes.max_seq_len;
+  out.tokens_per_block = sizes.tokens_per_block;
+  out.blocks = sizes.kv_blocks;
+  return out;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const StackOptions& options) {
@@ -74,6 +88,7 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   ASSIGN_OR_RETURN(stack->model_, Model::Load(model, e.tensors, e.build.max_seq_len));
 
   ExecutorConfig executor = options.executor;
+  executor.max_attention_window_size = model.sliding_window;  // blocks behind the window are given back
   if (executor.max_batch_size == 0) executor.max_batch_size = e.build.max_batch_size;
   if (executor.max_num_tokens == 0) executor.max_num_tokens = e.build.max_num_tokens;
   ASSIGN_OR_RETURN(DType kv_dtype, KvDType(options.kv_cache_dtype, e.build));
@@ -89,7 +104,13 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   backend.kv_dtype = kv_dtype;
   ASSIGN_OR_RETURN(stack->tuning_, ReadProfiles(e.profiles));
   backend.tuning = &stack->tuning_;
-  ASSIGN_OR_RETURN(stack->backend_, CpuBackend::Create(*stack->model_, backend, clock));
+  if (options.backend == "fake") {
+    stack->backend_ = std::make_unique<FakeBackend>(FakeOptions(backend, e.model.vocab_size));
+  } else {
+    ASSIGN_OR_RETURN(auto cpu, CpuBackend::Create(*stack->model_, backend, clock));
+    stack->memory_ = cpu->memory();
+    stack->backend_ = std::move(cpu);
+  }
   ASSIGN_OR_RETURN(stack->executor_, Executor::Create(*stack->backend_, executor, clock));
   serve::ServiceConfig service;
   service.model_name = stack->model_name_;
@@ -122,7 +143,7 @@ std::vector<std::string> Stack::Describe() const {
                   info.max_batch_size, info.max_num_tokens, info.max_seq_len, info.blocks, info.tokens_per_block,
                   HumanCount(static_cast<double>(info.blocks) * info.tokens_per_block)));
   std::string memory = fmt::format("weights {}", HumanBytes(engine_.weights.bytes().size()));
-  for (const MemoryLine& line : backend_->memory()) memory += fmt::format(", {} {}", line.name, HumanBytes(line.bytes));
+  for (const MemoryLine& line : memory_) memory += fmt::format(", {} {}", line.name, HumanBytes(line.bytes));
   out.push_back("memory " + memory);
   return out;
 }

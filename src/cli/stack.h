@@ -21,7 +21,8 @@ namespace ekiben::cli {
 
 struct StackOptions {
   ExecutorConfig executor;
-  int32_t threads = 0;  // 0: one for each core
+  std::string backend = "cpu";  // or "fake": hashed tokens at no cost, to measure everything around the model
+  int32_t threads = 0;          // 0: one for each core
   double kv_cache_free_mem_fraction = 0.3;
   int64_t max_tokens_in_paged_kv_cache = 0;
   std::string kv_cache_dtype = "auto";
@@ -53,7 +54,8 @@ class Stack {
   std::unique_ptr<text::Tokenizer> tokenizer_;
   std::optional<text::ChatTemplate> chat_template_;
   std::unique_ptr<Model> model_;
-  std::unique_ptr<CpuBackend> backend_;
+  std::unique_ptr<Backend> backend_;
+  std::vector<MemoryLine> memory_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<serve::Service> service_;
 };
