@@ -4,12 +4,32 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <new>
 #include <random>
 
 #include "model/packed_model_for_test.h"
 #include "model/registry.h"
+
+namespace {
+std::atomic<int64_t> g_allocations{0};
+}
+
+// Counts what the test program takes from the heap; Forward takes nothing.
+void* operator new(size_t bytes) {
+  ++g_allocations;
+  if (void* p = std::malloc(bytes)) return p;
+  throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, size_t) noexcept {
+  std::free(p);
+}
 
 namespace ekiben {
 namespace {
@@ -175,9 +195,11 @@ TEST(Forward, ReturnsOnlyTheRowsAskedForAndTheirHiddenStates) {
     std::vector<float> logits(outputs.size() * static_cast<size_t>(vocab));
     std::vector<float> hidden(outputs.size() * static_cast<size_t>(hidden_size));
     int64_t n = std::ssize(outputs);
+    int64_t allocations = g_allocations;
     model.Forward(ctx, {ids, positions, rows, outputs}, kv,
                   with_logits ? TensorView(logits.data(), DType::kF32, {n, vocab}) : TensorView(),
                   with_hidden ? TensorView(hidden.data(), DType::kF32, {n, hidden_size}) : TensorView());
+    EXPECT_EQ(g_allocations, allocations) << "Forward took memory from the heap";
     EXPECT_LE(arena.peak(), arena.capacity());
     EXPECT_GE(arena.peak() + 65536, arena.capacity()) << "ScratchBytes asks for much more than a step takes";
     return std::pair(logits, hidden);

@@ -63,7 +63,7 @@ void RopeAndStoreKv(OpContext& ctx, TensorView qkv, const RopeView& rope, int32_
                                 [](int64_t t, const AttentionRow& r) { return t < r.token_begin; }) -
                1;
     for (int64_t t = begin; t < end; ++t) {
-      if (t >= row->token_begin + row->token_count) ++row;
+      while (t >= row->token_begin + row->token_count) ++row;
       int32_t index = static_cast<int32_t>(t) - row->token_begin, position = row->position + index;
       DCHECK(position < rope.positions);
       int32_t in_block = position % shape.tokens_per_block, lane = position % kKvGroupTokens;
