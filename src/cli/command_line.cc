@@ -33,7 +33,8 @@ int RunCommandLine(int argc, char** argv) {
   app.failure_message(CLI::FailureMessage::simple);
   app.footer("Each command has its own --help, with defaults.");
   std::string log_level = "info";
-  app.add_option("--log_level", log_level, "trace, debug, info, warning, error or off")->capture_default_str()
+  app.add_option("--log_level", log_level, "trace, debug, info, warning, error or off")
+      ->capture_default_str()
       ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "off"}));
   Outcome outcome;
   AddBuildCommand(app, outcome);

@@ -67,6 +67,7 @@ void PrintTable(const std::vector<OpTiming>& timings, const Roofline& roofline) 
 Result<void> Run(const KernelsOptions& options) {
   ASSIGN_OR_RETURN(ResolvedEngine resolved, ResolveEngine(options.source));
   ASSIGN_OR_RETURN(Engine engine, OpenEngine(resolved.path, Verify::kAll));
+  HoldInHugePages(engine);
   ASSIGN_OR_RETURN(LinearTuning tuning, ReadProfiles(engine.profiles));
   ThreadPool pool(options.threads > 0 ? options.threads
                                       : static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));

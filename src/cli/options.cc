@@ -83,6 +83,8 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   add(app.add_option("--max_tokens_in_paged_kv_cache", o.max_tokens_in_paged_kv_cache,
                      "Size of the cache in tokens; with the fraction, the smaller wins; 0: the fraction alone"));
   add(app.add_option("--kv_cache_dtype", o.kv_cache_dtype, "auto (bf16; f32 for an f32 engine), bf16 or f32"));
+  add_switch("--weights_in_huge_pages", o.weights_in_huge_pages,
+             "Copy the weights into huge pages at start: reads faster; disable: share the engine file's own pages");
   add(app.add_option("--preprocessing_instance_count", o.preprocessing_instance_count,
                      "Threads that render templates and tokenize"));
   add(app.add_option("--postprocessing_instance_count", o.postprocessing_instance_count,

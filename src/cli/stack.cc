@@ -68,6 +68,7 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   const Clock& clock = SystemClock::Get();
   ASSIGN_OR_RETURN(ResolvedEngine resolved, ResolveEngine(source));
   ASSIGN_OR_RETURN(Engine engine, OpenEngine(resolved.path, Verify::kAll));
+  if (options.weights_in_huge_pages && options.backend == "cpu") HoldInHugePages(engine);
   auto stack = std::unique_ptr<Stack>(new Stack(std::move(engine)));
   const Engine& e = stack->engine_;
   stack->model_name_ = options.served_model_name.empty() ? resolved.model_name : options.served_model_name;

@@ -26,6 +26,7 @@ struct StackOptions {
   double kv_cache_free_mem_fraction = 0.3;
   int64_t max_tokens_in_paged_kv_cache = 0;
   std::string kv_cache_dtype = "auto";
+  bool weights_in_huge_pages = true;
   int32_t preprocessing_instance_count = 1, postprocessing_instance_count = 1;
   std::string served_model_name;  // empty: the engine's
 };

@@ -1,7 +1,10 @@
 #include "compile/engine.h"
 
+#include <algorithm>
 #include <boost/json.hpp>
+#include <cstring>
 
+#include "base/arithmetic.h"
 #include "base/json.h"
 #include "compile/engine_file.h"
 #include "compile/engine_fingerprint.h"
@@ -60,7 +63,25 @@ Result<Engine> OpenEngine(const std::filesystem::path& path, Verify verify) {
                 std::move(tensors),
                 std::move(tokenizer),
                 std::move(profiles),
-                std::move(weights)};
+                std::move(weights),
+                Buffer()};
+}
+
+void HoldInHugePages(Engine& engine) {
+  std::vector<EngineTensor*> linears;
+  for (auto& [name, tensor] : engine.tensors)
+    if (tensor.kind == PackRule::Kind::kLinear) linears.push_back(&tensor);
+  std::sort(linears.begin(), linears.end(),
+            [](const EngineTensor* a, const EngineTensor* b) { return a->data < b->data; });
+  size_t bytes = 0;
+  for (const EngineTensor* tensor : linears) bytes += RoundUp(tensor->bytes, kEngineAlignment);
+  engine.resident = Buffer(bytes);
+  std::byte* at = engine.resident.data();
+  for (EngineTensor* tensor : linears) {
+    std::memcpy(at, tensor->data, tensor->bytes);
+    tensor->data = at;
+    at += RoundUp(tensor->bytes, kEngineAlignment);
+  }
 }
 
 }  // namespace ekiben

@@ -3,7 +3,7 @@
 //   rank0.engine    header, then packed tensors, each 4 KiB aligned; SHA-256 of every 16 MiB chunk
 //   profiles.json   the bodies chosen for each bucket of token counts, with their measured times
 //   tokenizer.bin   the tokenizer and the chat template (text/tokenizer_spec.h)
-// Opened by mmap: nothing is copied, and a second process shares the pages.
+// Opened by mmap: nothing is copied, and a second process shares the pages, unless HoldInHugePages is asked for.
 // Thread: immutable after Open.
 #pragma once
 #include <filesystem>
@@ -12,6 +12,7 @@
 
 #include "base/mapped_file.h"
 #include "base/result.h"
+#include "device/buffer.h"
 #include "model/model.h"
 #include "text/tokenizer_spec.h"
 #include "weights/checkpoint.h"
@@ -59,7 +60,13 @@ struct Engine {
   text::TokenizerSpec tokenizer;
   json::object profiles;
   MappedFile weights;
+  Buffer resident;  // see HoldInHugePages
 };
+
+// Copies the linear weights into one allocation of huge pages, in the order of a step, and lets the tensors point
+// there. A file's pages are 4 KiB: walking their page tables costs 10 % and more of the read bandwidth at one token.
+// Costs the weights' bytes of memory and one read of them.
+void HoldInHugePages(Engine& engine);
 
 enum class Verify : uint8_t { kHeader, kAll };  // kAll reads every chunk and compares its SHA-256
 
