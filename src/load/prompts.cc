@@ -49,7 +49,7 @@ Result<std::unique_ptr<PromptSource>> PromptSource::Create(const PromptOptions& 
     if (calibrated.error().code() == Code::kInvalid) return calibrated.error();
     why = calibrated.error().message();
   }
-  out->words_ = CommonWords();
+  out->words_ = PromptWords();
   out->words_per_prompt_ = options.prompt_tokens;
   out->description_ = fmt::format("random words, {} words, lengths not exact: {}", options.prompt_tokens, why);
   return out;
@@ -58,7 +58,7 @@ Result<std::unique_ptr<PromptSource>> PromptSource::Create(const PromptOptions& 
 Result<void> PromptSource::Calibrate(const CountTokens& count) {
   std::vector<std::string_view> kept;
   std::vector<int32_t> bases;  // what a prompt costs beyond its words, by word
-  for (std::string_view word : CommonWords()) {
+  for (std::string_view word : PromptWords()) {
     ASSIGN_OR_RETURN(int32_t one, count(word));
     ASSIGN_OR_RETURN(int32_t many, count(Repeat(word, kRepeats)));
     if (many - one != kRepeats - 1) continue;

@@ -67,6 +67,6 @@ class PromptSource {
 };
 
 // About 500 common English words: one token each, with a space before it, in most vocabularies.
-const std::vector<std::string_view>& CommonWords();
+const std::vector<std::string_view>& PromptWords();
 
 }  // namespace ekiben::load

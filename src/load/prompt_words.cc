@@ -2,7 +2,7 @@
 
 namespace ekiben::load {
 
-const std::vector<std::string_view>& CommonWords() {
+const std::vector<std::string_view>& PromptWords() {
   static const std::vector<std::string_view> words = {
       "able",     "about",    "above",    "across",   "act",      "action",    "active",   "add",      "after",
       "again",    "against",  "age",      "ago",      "air",      "all",       "allow",    "almost",   "alone",
