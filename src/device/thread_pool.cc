@@ -15,8 +15,13 @@
 namespace ekiben {
 namespace {
 
-// Long enough to bridge the host's work between two ops of a step, short enough that an idle server is idle.
-constexpr auto kSpin = std::chrono::microseconds(50);
+// How long a member spins for the next job before it sleeps: long enough to bridge the host's work between two ops or
+// steps, short enough that an idle server is idle.
+constexpr auto kSpinForJob = std::chrono::microseconds(200);
+// How long the caller spins for members to finish. It must outlast a wake-up (60 us measured on a virtual machine): a
+// caller that sleeps while a member wakes up comes back after the member has gone to sleep again, and then every small
+// op costs two wake-ups (114 us measured for a 1 us op) until chance breaks the beat.
+constexpr auto kSpinForMembers = std::chrono::milliseconds(5);
 constexpr int kPausesPerClockRead = 32;
 
 void Pause() {
@@ -27,14 +32,14 @@ void Pause() {
 #endif
 }
 
-// Waits until `word` differs from `old`: spins for kSpin, then sleeps on it.
+// Waits until `word` differs from `old`: spins for `spin`, then sleeps on it.
 template <class T>
-T AwaitChange(std::atomic<T>& word, T old) {
+T AwaitChange(std::atomic<T>& word, T old, std::chrono::microseconds spin) {
   for (int i = 0; i < 4 * kPausesPerClockRead; ++i) {
     if (T now = word.load(std::memory_order_acquire); now != old) return now;
     Pause();
   }
-  auto deadline = std::chrono::steady_clock::now() + kSpin;
+  auto deadline = std::chrono::steady_clock::now() + spin;
   do {
     for (int i = 0; i < kPausesPerClockRead; ++i) {
       if (T now = word.load(std::memory_order_acquire); now != old) return now;
@@ -66,7 +71,7 @@ struct ThreadPool::State {
   void Serve(int member) {
     uint32_t seen = 0;
     for (;;) {
-      seen = AwaitChange(epoch, seen);
+      seen = AwaitChange(epoch, seen, kSpinForJob);
       if (body == nullptr) return;
       body(context, member);
       if (pending.fetch_sub(1, std::memory_order_seq_cst) == 1) pending.notify_one();
@@ -103,7 +108,8 @@ void ThreadPool::RunErased(ErasedBody body, void* context) {
   s.pending.store(threads_ - 1, std::memory_order_relaxed);
   s.Publish();
   body(context, 0);
-  for (int32_t left = s.pending.load(std::memory_order_acquire); left != 0;) left = AwaitChange(s.pending, left);
+  for (int32_t left = s.pending.load(std::memory_order_acquire); left != 0;)
+    left = AwaitChange(s.pending, left, kSpinForMembers);
 }
 
 void ThreadPool::ResetCursor() {
