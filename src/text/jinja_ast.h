@@ -100,6 +100,7 @@ struct Statement {
 struct Program {
   Block body;
   std::vector<std::string> names;  // interned; position is the id
+  std::vector<int> hidden;         // names that no input shows through, see jinja_scopes.cc
 };
 
 }  // namespace ekiben::text::jinja

@@ -119,7 +119,7 @@ Result<std::optional<Value>> Subscript(Runtime& runtime, const Value& object, co
 }  // namespace
 
 Result<Value> GetAttribute(Runtime& runtime, const Value& object, std::string_view name) {
-  if (object.Is(Kind::kUndefined)) return TypeProblem(object.undefined_message());
+  if (object.Is(Kind::kUndefined) && !OneOf(kObjectAttributes, name)) return TypeProblem(object.undefined_message());
   std::optional<Value> value = SafeAttribute(object, name);
   if (!value.has_value() && object.Is(Kind::kDict)) {
     RETURN_IF_ERROR(runtime.Charge(1));

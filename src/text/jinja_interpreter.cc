@@ -82,6 +82,8 @@ Result<void> Interpreter::LoadInputs(const json::object& inputs) {
 
 Result<Text> Interpreter::Run(const json::object& inputs) {
   RETURN_IF_ERROR(LoadInputs(inputs));
+  for (int name : program_.hidden)
+    Bind(name, Value::Undefined("'" + program_.names[static_cast<size_t>(name)] + "' is undefined"));
   Text out;
   Redirect redirect(*this, out);
   RETURN_IF_ERROR(ExecuteBlock(program_.body));
@@ -168,10 +170,12 @@ Result<Interpreter::Flow> Interpreter::ExecuteFor(const Statement& node) {
     loop->error = std::move(items.error);
   }
   if (node.condition != nullptr)
-    loop->condition = [this, &node, outer = scope_](const Value& item) -> Result<bool> {
+    loop->condition = [this, &node, outer = scope_](Value& item) -> Result<bool> {
       ScopeFrame frame(*this, outer);
       RETURN_IF_ERROR(Assign(*node.target, item));
       ASSIGN_OR_RETURN(Value keep, Evaluate(*node.condition));
+      // jinja2 filters in a generator that yields the target, so a list that was unpacked comes out as a tuple.
+      ASSIGN_OR_RETURN(item, ReadTarget(*node.target));
       return Truth(keep);
     };
   Result<Flow> flow = RunLoop(node, loop);
@@ -276,6 +280,16 @@ Result<void> Interpreter::Assign(const Expression& target, Value value) {
     return TypeProblem(fmt::format("{} values to unpack, expected {}", items.size(), target.children.size()));
   for (size_t i = 0; i < items.size(); ++i) RETURN_IF_ERROR(Assign(*target.children[i], std::move(items[i])));
   return {};
+}
+
+Result<Value> Interpreter::ReadTarget(const Expression& target) {
+  if (target.kind != Expression::Kind::kTuple) return Lookup(target.name);
+  std::vector<Value> items;
+  for (const ExpressionPtr& child : target.children) {
+    ASSIGN_OR_RETURN(Value item, ReadTarget(*child));
+    items.push_back(std::move(item));
+  }
+  return runtime_.Sequence(Kind::kTuple, std::move(items));
 }
 
 Value Interpreter::MakeMacro(const Statement& node) {

@@ -31,7 +31,7 @@ struct LoopObject : Object {
   std::vector<Value> source;
   std::optional<Error> error;  // after the last of `source`
   size_t next = 0;
-  std::function<Result<bool>(const Value&)> condition;
+  std::function<Result<bool>(Value&)> condition;  // may rewrite the item, see ExecuteFor
   Integer index0 = -1;
   bool peeked = false;
   std::optional<Value> after;  // with `peeked`: the next item, or none
@@ -70,6 +70,8 @@ class Interpreter {
   Result<Flow> ExecuteWith(const Statement& node);
   Result<void> CheckNamespaces(const Expression& target);
   Result<void> Assign(const Expression& target, Value value);
+  // What a target holds, its tuples as tuples.
+  Result<Value> ReadTarget(const Expression& target);
   Result<void> Emit(const Text& text);
   Value MakeMacro(const Statement& node);
   Result<Value> CallMacro(const MacroObject& macro, Arguments arguments);

@@ -110,6 +110,7 @@ Result<Value> AddStrings(Runtime& runtime, const Value& a, const Value& b) {
 }
 
 Result<Value> Repeat(Runtime& runtime, const Value& sequence, Integer times) {
+  if (times > INT64_MAX || times < INT64_MIN) return TypeProblem("cannot fit 'int' into an index-sized integer");
   times = std::max<Integer>(times, 0);
   if (sequence.Is(Kind::kString)) {
     Integer bytes = 0;

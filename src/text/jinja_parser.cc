@@ -17,6 +17,7 @@ class StatementParser : public ExpressionParser {
   Result<Program> Run() {
     ASSIGN_OR_RETURN(Program program, ParseProgram());
     if (!unknown_.empty()) return std::move(unknown_.front());
+    program.hidden = HiddenNames(program);
     return program;
   }
 

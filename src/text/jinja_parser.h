@@ -15,6 +15,9 @@ namespace ekiben::text::jinja {
 
 Result<Program> ParseTemplate(std::string_view source, const TemplateLimits& limits);
 
+// Names that read as undefined until the top level sets them, whatever the inputs hold (text/jinja_scopes.cc).
+std::vector<int> HiddenNames(const Program& program);
+
 // Expressions, from a token stream that the statement parser shares.
 class ExpressionParser {
  public:

@@ -24,8 +24,7 @@ std::vector<Text> SplitSpace(const Text& text, Integer most, bool right) {
     while (right && end > begin && space(PreviousCodePoint(view, end))) end = PreviousCodePoint(view, end);
     if (begin >= end) break;
     if (most >= 0 && static_cast<Integer>(pieces.size()) >= most) {
-      Text rest = text.Slice(begin, end);
-      pieces.push_back(Strip(rest, nullptr, right, !right));
+      pieces.push_back(text.Slice(begin, end));
       break;
     }
     size_t cut = right ? end : begin;

@@ -160,7 +160,6 @@ Result<Value> JoinFilter(Runtime& runtime, V input, A arguments) {
 
 Result<Value> Truncate(Runtime& runtime, V input, A arguments) {
   ASSIGN_OR_RETURN(auto bound, Bind("truncate", arguments, {"length", "killwords", "end", "leeway"}, 0));
-  if (!input.Is(Kind::kString)) return TypeProblem("truncate: a string is wanted");
   Integer length = 255, leeway = 5;
   if (bound[0] != nullptr) {
     ASSIGN_OR_RETURN(length, AsIndex(*bound[0], "truncate"));
@@ -176,9 +175,11 @@ Result<Value> Truncate(Runtime& runtime, V input, A arguments) {
   Integer end_length = static_cast<Integer>(CountCodePoints(ellipsis.view()));
   if (length < end_length || leeway < 0 || length > kWeightMax || leeway > kWeightMax)
     return TypeProblem("truncate: length or leeway out of range");
+  if (input.Is(Kind::kString)) RETURN_IF_ERROR(runtime.ChargeBytes(input.text().size()));
+  ASSIGN_OR_RETURN(Integer input_length, Length(input));
+  if (input_length <= length + leeway) return input;  // whatever it is
+  if (!input.Is(Kind::kString)) return TypeProblem("truncate: a string is wanted");
   const Text& text = input.text();
-  RETURN_IF_ERROR(runtime.ChargeBytes(text.size()));
-  if (static_cast<Integer>(CountCodePoints(text.view())) <= length + leeway) return input;
   Text out = text.Slice(0, ByteOffset(text.view(), static_cast<size_t>(length - end_length)));
   if (bound[1] == nullptr || !Truth(*bound[1])) {
     size_t space = out.view().rfind(' ');
