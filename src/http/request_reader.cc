@@ -17,6 +17,7 @@ using beast::http::field;
 struct RequestReader::Parser {
   explicit Parser(const RequestLimits& limits)
       : on_chunk([this, &limits](uint64_t, beast::string_view, beast::error_code& code) {
+          chunk_line = true;
           if (++chunks > limits.chunk_count_max) {
             too_many_chunks = true;
             code = beast::http::error::bad_chunk;
@@ -30,6 +31,7 @@ struct RequestReader::Parser {
   beast::http::request_parser<beast::http::string_body> impl;
   std::function<void(uint64_t, beast::string_view, beast::error_code&)> on_chunk;
   size_t chunks = 0;
+  bool chunk_line = false;  // the last put took in a size line (the last one with the trailer)
   bool too_many_chunks = false;
 };
 
@@ -104,7 +106,6 @@ RequestReader::State RequestReader::AdvanceHeader() {
   if (code && code != beast::http::error::need_more) return Fail(400, "header: " + code.message());
   if (!parser_->impl.is_header_done()) return Fail(400, "header: not complete at its empty line");
   if (!CheckFields()) return State::kFailed;
-  parser_->impl.eager(true);
   return State::kBody;
 }
 
@@ -178,15 +179,15 @@ RequestReader::State RequestReader::AdvanceBody() {
   // it never sees less of a last chunk that is also the first.
   const size_t enough = parser.chunked() ? 5 : 1;
   while (!parser.is_done() && buffered() >= enough) {
+    // Not eager: one put takes in one size line or one stretch of data, so that a line's length is known.
+    parser_->chunk_line = false;
     size_t used = parser.put(boost::asio::buffer(buffer_.data() + used_, buffered()), code);
     used_ += used;
-    if (code == beast::http::error::need_more) {
-      // Only a chunk's size line or the trailer makes the parser wait with bytes in hand.
-      if (buffered() > limits_.chunk_line_bytes_max)
-        return Fail(
-            400, fmt::format("chunk: a size line or trailer over the limit of {} bytes", limits_.chunk_line_bytes_max));
-      break;
-    }
+    size_t line = code == beast::http::error::need_more ? buffered() : parser_->chunk_line ? used : 0;
+    if (line > limits_.chunk_line_bytes_max)
+      return Fail(
+          400, fmt::format("chunk: a size line or trailer over the limit of {} bytes", limits_.chunk_line_bytes_max));
+    if (code == beast::http::error::need_more) break;
     if (code) break;
     if (used == 0) break;
   }

@@ -145,6 +145,8 @@ TEST(RequestReader, RefusesWhatTwoParsersCouldReadDifferently) {
       {"chunk size overflow", chunks + "11111111111111111\r\na\r\n", 400, ""},
       {"chunk without CRLF", chunks + "1\r\nabc\r\n0\r\n\r\n", 400, ""},
       {"endless chunk line", chunks + "1;" + std::string(100, 'x'), 400, ""},
+      {"long chunk line", chunks + "1;" + std::string(100, 'x') + "\r\na\r\n0\r\n\r\n", 400, "limit"},
+      {"long trailer", chunks + "0\r\nA: " + std::string(100, 'x') + "\r\n\r\n", 400, "limit"},
       {"endless trailer", chunks + "0\r\nA: " + std::string(100, 'x'), 400, ""},
   };
   for (const BadCase& bad : cases) {
