@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -129,7 +130,7 @@ Result<std::unique_ptr<BpeModel>> BpeModel::Create(const TokenizerSpec& spec) {
   if (!model->by_pairs_) {
     for (size_t id = 0; id < count; ++id) model->mergeable_[id] = !hidden[id];
   }
-  if (spec.model == Model::kSentencePieceBpe && !model->by_pairs_) model->SetScores(spec);
+  if (spec.model == Model::kSentencePieceBpe && !model->by_pairs_) RETURN_IF_ERROR(model->SetScores(spec));
   model->SetBytes(spec);
   if (spec.model == Model::kTiktokenBpe) {
     for (int byte = 0; byte < 256; ++byte) {
@@ -158,7 +159,11 @@ Result<void> BpeModel::SetMerges(const TokenizerSpec& spec) {
 }
 
 // Best score, rank 0; equal scores, equal rank.
-void BpeModel::SetScores(const TokenizerSpec& spec) {
+Result<void> BpeModel::SetScores(const TokenizerSpec& spec) {
+  for (size_t id = 0; id < spec.scores.size(); ++id) {
+    if (!std::isnan(spec.scores[id])) continue;
+    return Error(Code::kInvalid, fmt::format("tokenizer: the score of token {} is not a number", id));
+  }
   std::vector<int32_t> order(spec.scores.size());
   std::iota(order.begin(), order.end(), 0);
   auto score = [&](int32_t id) { return spec.scores[static_cast<size_t>(id)]; };
@@ -169,6 +174,7 @@ void BpeModel::SetScores(const TokenizerSpec& spec) {
     if (i > 0 && score(order[i]) < score(order[i - 1])) ++rank;
     rank_of_id_[static_cast<size_t>(order[i])] = rank;
   }
+  return {};
 }
 
 void BpeModel::SetBytes(const TokenizerSpec& spec) {
@@ -185,6 +191,10 @@ void BpeModel::SetBytes(const TokenizerSpec& spec) {
     char c = static_cast<char>(byte);
     byte_ids_[static_cast<size_t>(byte)] = vocabulary_.Find(std::string_view(&c, 1));
   }
+}
+
+bool BpeModel::HasAllBytes() const {
+  return std::all_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id >= 0; });
 }
 
 void BpeModel::Encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& out) const {

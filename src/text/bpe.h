@@ -116,6 +116,8 @@ class BpeModel {
   const Vocabulary& vocabulary() const { return vocabulary_; }
   // By id: whether some merge can produce the token.
   const std::vector<bool>& mergeable() const { return mergeable_; }
+  // A token for each byte: no character is unknown.
+  bool HasAllBytes() const;
 
  private:
   enum class Whole : uint8_t { kUnknown, kYes, kNo };  // a token's own bytes encode to that token alone
@@ -123,7 +125,7 @@ class BpeModel {
 
   BpeModel() = default;
   Result<void> SetMerges(const TokenizerSpec& spec);
-  void SetScores(const TokenizerSpec& spec);
+  Result<void> SetScores(const TokenizerSpec& spec);
   void SetBytes(const TokenizerSpec& spec);
   void Begin(std::string_view word, std::vector<Symbol>& symbols) const;
   void BeginUnknown(std::string_view word, size_t begin, size_t end, std::vector<Symbol>& symbols) const;

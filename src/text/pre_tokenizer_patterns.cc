@@ -30,11 +30,22 @@ struct FreeStack {
   void operator()(pcre2_jit_stack* stack) const { pcre2_jit_stack_free(stack); }
 };
 
-// \s and \S to explicit sets; \S inside a set stays PCRE2's own.
-std::string RewriteSpaces(std::string_view regex) {
+// \s and \S to explicit sets; \S inside a set stays PCRE2's own. Sets within sets and their intersections mean
+// something in the reference's engine and something else in PCRE2: refused.
+Result<std::string> RewriteSpaces(std::string_view regex) {
   std::string out;
   bool in_set = false;
   for (size_t i = 0; i < regex.size(); ++i) {
+    if (in_set && (regex.substr(i).starts_with("&&") || (regex[i] == '[' && !regex.substr(i).starts_with("[:")))) {
+      return Error(Code::kUnsupported, fmt::format("pre_tokenizer: pattern '{}': a set within a set is not supported",
+                                                   regex.substr(0, 80)));
+    }
+    if (in_set && regex[i] == '[') {  // [:alpha:]
+      size_t end = std::min(regex.find(":]", i + 2), regex.size() - 2) + 1;
+      out += regex.substr(i, end + 1 - i);
+      i = end;
+      continue;
+    }
     if (regex[i] == '\\' && i + 1 < regex.size()) {
       char c = regex[++i];
       if (c == 's') {
@@ -136,7 +147,7 @@ Result<PatternSplitter> PatternSplitter::Create(const std::vector<SplitPattern>&
       return Error(Code::kUnsupported, fmt::format("pre_tokenizer: a pattern of {} bytes; at most {}",
                                                    pattern.regex.size(), kPatternBytesMax));
     }
-    std::string regex = RewriteSpaces(pattern.regex);
+    ASSIGN_OR_RETURN(std::string regex, RewriteSpaces(pattern.regex));
     int code = 0;
     PCRE2_SIZE offset = 0;
     std::unique_ptr<pcre2_code, FreeCode> compiled(

@@ -82,6 +82,14 @@ TEST(WordCutter, SpaceIsUnicodeWhiteSpaceAlsoOnPcre2) {
   EXPECT_EQ(Cut(Make(PreTokenizer::kPatterns, patterns), "a\u180eb\u0085x"), (Words{"a\u180eb", "\u0085", "x"}));
 }
 
+TEST(WordCutter, SetsThatPcre2ReadsOtherwiseAreRefused) {
+  for (const char* regex : {"[^(\\s|[.,])]+", "[a&&b]"}) {
+    EXPECT_FALSE(WordCutter::Create(PreTokenizer::kPatterns, {{regex, SplitPattern::Behavior::kIsolated, false}}).ok());
+  }
+  EXPECT_TRUE(
+      WordCutter::Create(PreTokenizer::kPatterns, {{"[[:alpha:]&]", SplitPattern::Behavior::kIsolated, false}}).ok());
+}
+
 TEST(WordCutter, ABadPatternIsNamed) {
   auto cutter = WordCutter::Create(PreTokenizer::kPatterns, {{"(", SplitPattern::Behavior::kIsolated, false}});
   ASSERT_FALSE(cutter.ok());

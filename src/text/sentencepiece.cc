@@ -23,13 +23,14 @@ std::string SpaceUnmarked(std::string_view token) {
   }
 }
 
-SpaceMarkCutter::SpaceMarkCutter(const std::vector<std::string>& tokens, const std::vector<bool>& mergeable) {
+BorderCutter::BorderCutter(const std::vector<std::string>& tokens, const std::vector<bool>& mergeable, bool everywhere)
+    : everywhere_(everywhere) {
+  for (int before = 0; before < 256; ++before) {
+    for (int after = 0x80; after < 0xC0; ++after) joins_.set(Pair(static_cast<char>(before), static_cast<char>(after)));
+  }
   for (size_t id = 0; id < tokens.size(); ++id) {
-    std::string_view token = tokens[id];
-    if (!mergeable[id] || token.empty()) continue;
-    for (size_t i = token.find(kSpaceMark, 1); i < token.size(); i = token.find(kSpaceMark, i + 1)) {
-      joins_after_.set(static_cast<unsigned char>(token[i - 1]));
-    }
+    if (!mergeable[id]) continue;
+    for (size_t i = 1; i < tokens[id].size(); ++i) joins_.set(Pair(tokens[id][i - 1], tokens[id][i]));
   }
 }
 

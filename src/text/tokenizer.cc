@@ -71,7 +71,7 @@ class BpeTokenizer final : public Tokenizer {
 
   TokenizerSpec spec_;
   WordCutter cutter_;
-  SpaceMarkCutter mark_cutter_;
+  BorderCutter border_cutter_;
   std::unique_ptr<BpeModel> bpe_;
   std::vector<bool> is_special_;
   std::unordered_map<std::string, int32_t> added_ids_;
@@ -114,7 +114,9 @@ Result<std::unique_ptr<Tokenizer>> BpeTokenizer::Build(TokenizerSpec spec) {
   std::unique_ptr<BpeTokenizer> tokenizer(new BpeTokenizer(std::move(spec), std::move(cutter)));
   ASSIGN_OR_RETURN(tokenizer->bpe_, BpeModel::Create(tokenizer->spec_));
   if (tokenizer->spec_.model == Model::kSentencePieceBpe) {
-    tokenizer->mark_cutter_ = SpaceMarkCutter(tokenizer->spec_.tokens, tokenizer->bpe_->mergeable());
+    const TokenizerSpec& own = tokenizer->spec_;
+    bool no_unknown = own.byte_fallback && tokenizer->bpe_->HasAllBytes();
+    tokenizer->border_cutter_ = BorderCutter(own.tokens, tokenizer->bpe_->mergeable(), no_unknown);
     tokenizer->SetSpoken();
   }
   tokenizer->SetAdded();
@@ -228,7 +230,7 @@ bool BpeTokenizer::Normalize(const Piece& piece, std::string& out, std::vector<T
 void BpeTokenizer::EncodePlain(std::string_view text, BpeScratch& scratch, std::vector<int32_t>& out) const {
   auto word = [&](std::string_view bytes) { bpe_->Encode(bytes, scratch, out); };
   if (spec_.model == Model::kSentencePieceBpe && spec_.pre_tokenizer == PreTokenizer::kNone) {
-    mark_cutter_.ForEachWord(text, word);
+    border_cutter_.ForEachWord(text, word);
   } else {
     cutter_.ForEachWord(text, word);
   }

@@ -84,8 +84,8 @@ void AddConfigTokens(const json::object& config, TokenizerSpec& spec) {
     token.content = NameOf(value.get_object(), "content");
     auto same = [&](const AddedToken& other) { return other.id == id; };
     if (token.content.empty() || std::any_of(spec.added.begin(), spec.added.end(), same)) continue;
-    auto flag = [&](const char* name) {
-      auto found = GetBool(value.get_object(), name);
+    auto flag = [&object = value.get_object()](const char* name) {
+      auto found = GetBool(object, name);
       return found.ok() && (*found).value_or(false);
     };
     token.special = flag("special");

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <random>
 #include <thread>
@@ -252,6 +253,9 @@ TEST(Create, RefusesSpecsThatLie) {
   spec = ByteLevelSpec({});
   spec.added.push_back(MakeAdded(spec, "<x>", true));
   spec.added[0].id = 1 << 30;
+  EXPECT_FALSE(Tokenizer::Create(spec).ok());
+  spec = SentencePieceSpec({"a"});
+  spec.scores[259] = std::nanf("");
   EXPECT_FALSE(Tokenizer::Create(spec).ok());
   EXPECT_FALSE(Tokenizer::Create(TokenizerSpec()).ok());
 }

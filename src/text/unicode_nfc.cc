@@ -27,6 +27,17 @@ const icu::Normalizer2& Nfc() {
   return *nfc;
 }
 
+// ICU's check, too, sorts the marks of a run by insertion. Every character with a combining class is a mark.
+bool HasLongRunOfMarks(std::string_view text) {
+  size_t run = 0;
+  for (size_t i = 0; i < text.size(); i += Utf8Length(static_cast<unsigned char>(text[i]))) {
+    bool mark = static_cast<unsigned char>(text[i]) >= 0x80 && (CharTable::Get()[DecodeUtf8(&text[i])] & kMark);
+    run = mark ? run + 1 : 0;
+    if (run > kMarksMax) return true;
+  }
+  return false;
+}
+
 bool BoundaryAt(std::string_view text, size_t position) {
   return position == text.size() || Nfc().hasBoundaryBefore(static_cast<UChar32>(DecodeUtf8(text.data() + position)));
 }
@@ -82,7 +93,8 @@ void AppendChunk(std::string_view text, size_t marks, std::string& out) {
 
 bool IsNfc(std::string_view text) {
   if (IsAscii(text)) return true;
-  if (text.size() > kChunk * kChunk / 4) return false;  // beyond ICU's sizes: AppendNfc goes by chunks
+  // Where ICU cannot be asked, AppendNfc is: it goes by chunks and sorts by itself.
+  if (text.size() > kChunk * kChunk / 4 || HasLongRunOfMarks(text)) return false;
   UErrorCode status = U_ZERO_ERROR;
   bool yes = Nfc().isNormalizedUTF8(ToPiece(text), status);
   return U_SUCCESS(status) && yes;

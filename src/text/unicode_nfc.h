@@ -9,6 +9,7 @@
 namespace ekiben::text {
 
 // Both REQUIRE valid UTF-8.
+// False also where it would cost too much to know: then AppendNfc gives an equal text.
 bool IsNfc(std::string_view text);
 
 // Appends the NFC of `text` to `out`. `cuts`: offsets into `text`, ascending, the last its size. For each, `out_cuts`

@@ -104,6 +104,8 @@ TEST(Nfc, SortsLongRunsOfMarksItself) {
     low += "\u0316";
     high += "\u0301";
   }
+  EXPECT_FALSE(IsNfc(text));
+  EXPECT_FALSE(IsNfc(std::string_view(text).substr(1)));
   // The first U+0301 composes: U+0316 between has another class.
   EXPECT_EQ(NfcOf(text), "á" + low + high.substr(2));
 }
