@@ -117,6 +117,7 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   service.model_name = stack->model_name_;
   service.preprocessing_instance_count = options.preprocessing_instance_count;
   service.postprocessing_instance_count = options.postprocessing_instance_count;
+  service.max_queue_size = executor.max_queue_size;
   service.max_input_len = e.build.max_input_len;
   service.max_seq_len = e.build.max_seq_len;
   service.vocab_size = e.model.vocab_size;

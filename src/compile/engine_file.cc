@@ -32,14 +32,6 @@ Result<PackRule::Kind> KindOf(std::string_view name) {
   return Error(Code::kUnsupported, fmt::format("tensor kind '{}' is unknown to this version", name), "kind");
 }
 
-Result<Packing> PackingOf(std::string_view name) {
-  for (auto packing : {Packing::kF32, Packing::kBF16, Packing::kInt8, Packing::kInt4Block32})
-    if (Name(packing) == name) return packing;
-  return Error(Code::kUnsupported,
-               fmt::format("packing '{}' is unknown to this version of ekiben; run `ekiben build` again", name),
-               "packing");
-}
-
 Result<DType> DTypeOf(std::string_view name) {
   for (int i = 0; i <= static_cast<int>(DType::kQ6_K); ++i)
     if (Name(static_cast<DType>(i)) == name) return static_cast<DType>(i);
@@ -180,7 +172,7 @@ Result<EngineTensor> ReadTensor(const json::object& entry, std::span<const std::
   size_t wanted = 0;
   if (tensor.kind == PackRule::Kind::kLinear) {
     ASSIGN_OR_RETURN(auto packing, GetString(entry, "packing"));
-    ASSIGN_OR_RETURN(tensor.packing, PackingOf(packing.value_or("")));
+    ASSIGN_OR_RETURN(tensor.packing, PackingNamed(packing.value_or("")));
     wanted = PackedBytes(tensor.packing, tensor.rows, tensor.columns);
   } else {
     ASSIGN_OR_RETURN(auto dtype, GetString(entry, "dtype"));
@@ -201,6 +193,14 @@ Result<EngineTensor> ReadTensor(const json::object& entry, std::span<const std::
 }
 
 }  // namespace
+
+Result<Packing> PackingNamed(std::string_view name) {
+  for (auto packing : {Packing::kF32, Packing::kBF16, Packing::kInt8, Packing::kInt4Block32})
+    if (Name(packing) == name) return packing;
+  return Error(Code::kUnsupported,
+               fmt::format("packing '{}' is unknown to this version of ekiben; run `ekiben build` again", name),
+               "packing");
+}
 
 Result<std::unique_ptr<EngineFileWriter>> EngineFileWriter::Create(const std::filesystem::path& path) {
   std::ofstream scratch(Writer::Scratch(path), std::ios::binary | std::ios::trunc);

@@ -39,6 +39,9 @@ class EngineFileWriter {
 
 enum class Verify : uint8_t;
 
+// The packing of that name; an unknown one is an error that names it and the rebuild command.
+Result<Packing> PackingNamed(std::string_view name);
+
 // The tensors of a mapped file. Every offset and size is proven against the file and against the tensor's own geometry.
 Result<EngineTensors> ReadEngineFile(const MappedFile& file, const std::string& header_sha256, Verify verify);
 

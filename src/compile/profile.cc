@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "base/clock.h"
+#include "compile/engine_file.h"
 #include "device/cpu_features.h"
 #include "ops/linear.h"
 
@@ -103,12 +104,6 @@ json::object ChooseVariant(Timer& timer, const std::vector<LinearWeight>& weight
           {"us_of_others", std::move(others)}};
 }
 
-Result<Packing> PackingOf(std::string_view name) {
-  for (auto packing : {Packing::kF32, Packing::kBF16, Packing::kInt8, Packing::kInt4Block32})
-    if (Name(packing) == name) return packing;
-  return Error(Code::kUnsupported, fmt::format("profiles.json: packing '{}' is unknown", name), "packing");
-}
-
 Result<void> ReadChoice(const json::object& choice, Packing packing, int64_t rows, int64_t columns, LinearTuning& out) {
   ASSIGN_OR_RETURN(auto name, GetString(choice, "variant"));
   ASSIGN_OR_RETURN(int32_t variant, LinearVariantIndex(name.value_or("")));
@@ -161,7 +156,7 @@ Result<LinearTuning> ReadProfiles(const json::object& profiles) {
       return Error(Code::kInvalid, "profiles.json: linears: an entry is not an object", "linears");
     const json::object& linear = entry.get_object();
     ASSIGN_OR_RETURN(auto name, GetString(linear, "packing"));
-    ASSIGN_OR_RETURN(Packing packing, PackingOf(name.value_or("")));
+    ASSIGN_OR_RETURN(Packing packing, PackingNamed(name.value_or("")));
     ASSIGN_OR_RETURN(auto rows, GetInt(linear, "out_features", 1, INT64_MAX));
     ASSIGN_OR_RETURN(auto columns, GetInt(linear, "in_features", 1, INT64_MAX));
     ASSIGN_OR_RETURN(const json::array* choices, GetArray(linear, "choices"));

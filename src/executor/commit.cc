@@ -193,7 +193,7 @@ void ExecutorLoop::CompactRunning() {
   std::erase_if(running_, [](const Sequence* sequence) { return sequence->phase == Phase::kEnded; });
   while (RequestState* state = ended_.first()) {
     ended_.Remove(state);
-    delete state;
+    std::unique_ptr<RequestState>(state).reset();  // the owner that TakeArrivals let go
   }
 }
 
