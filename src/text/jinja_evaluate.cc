@@ -201,7 +201,7 @@ Result<Arguments> Interpreter::EvaluateArguments(const Expression& node) {
     for (const auto& [key, value] : star.dict().entries) {
       if (!key.Is(Kind::kString)) return TypeProblem("keywords must be strings");
       bool repeated = std::any_of(node.keyword.begin(), node.keyword.end(),
-                                  [&](const auto& given) { return given.first == key.text().view(); });
+                                  [&name = key](const auto& given) { return given.first == name.text().view(); });
       if (repeated) return TypeProblem(fmt::format("got multiple values for keyword argument '{}'", key.text().view()));
       arguments.keyword.emplace_back(key.text().bytes(), value);
     }
