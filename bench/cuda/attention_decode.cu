@@ -41,7 +41,7 @@ struct Batch {
     size_t owners = lengths.size() * kKvHeads;
     partial = Buffer<float>(owners * params.max_chunks * kGroup * kHeadDim);
     partial_ml = Buffer<float2>(owners * params.max_chunks * kGroup);
-    arrived = Buffer<unsigned>(owners);
+    arrived = Buffer<unsigned>(owners * kGroup);
     arrived.FillBytes(0);
     partial.FillBytes(0xFF);
     partial_ml.FillBytes(0xFF);

@@ -60,10 +60,10 @@ void CheckOddShapes() {
       }
     }
     for (int groups : {1, 2, 4}) {
-      for (int splits : {1, 2, 4, 8}) {
+      for (int splits : {1, 2, 4, 8, -1, -2}) {  // negative: StreamGemmKernel with that many CTAs an SM
         for (bool half : {false, true}) {
           SkinnyLaunch launch;
-          if (!PrepareSkinny<T>(launch, {groups, splits, half}, w.data(), x.data(), out.data(),
+          if (!PrepareSkinny<T>(launch, {groups, std::max(splits, 1), half, std::max(-splits, 0)}, w.data(), x.data(), out.data(),
                                 Traits<T>::kFp8 ? w_scale.data() : nullptr, x_scale.data(), odd.m, odd.n, odd.k)) {
             continue;
           }
@@ -88,7 +88,7 @@ void CheckOddShapes() {
 
 // The same token alone and in a batch, same configuration: bit-equal, and twice the same.
 template <typename T>
-void CheckBatchInvariance() {
+void CheckBatchInvariance(bool stream) {
   int n = 4096, k = 4096;
   Buffer<T> w(static_cast<size_t>(n) * k), x(static_cast<size_t>(64) * k);
   FillNormal(w.data(), w.size(), 3, Traits<T>::kWeightDeviation);
@@ -101,7 +101,7 @@ void CheckBatchInvariance() {
   int differing = 0;
   for (int m : {1, 1, 7, 16, 32, 64, 64}) {
     SkinnyLaunch launch;
-    Require(PrepareSkinny<T>(launch, {2, 4, false}, w.data(), x.data(), out.data(), Traits<T>::kFp8 ? w_scale.data() : nullptr,
+    Require(PrepareSkinny<T>(launch, stream ? SkinnyConfig{2, 1, false, 1} : SkinnyConfig{2, 4, false, 0}, w.data(), x.data(), out.data(), Traits<T>::kFp8 ? w_scale.data() : nullptr,
                              x_scale.data(), m, n, k),
             "configuration");
     RunSkinny(launch, nullptr, false);
@@ -112,8 +112,8 @@ void CheckBatchInvariance() {
     if (alone.empty()) alone = bits;
     for (int i = 0; i < n; ++i) differing += bits[i] != alone[i];
   }
-  std::printf("check %s: token 0 in batches of 1, 1, 7, 16, 32, 64, 64: %d of %d outputs differ in any bit\n", Traits<T>::kName,
-              differing, 7 * n);
+  std::printf("check %s %s: token 0 in batches of 1, 1, 7, 16, 32, 64, 64: %d of %d outputs differ in any bit\n", Traits<T>::kName,
+              stream ? "stream" : "cluster", differing, 7 * n);
   Require(differing == 0, "batch changes results");
 }
 
@@ -122,13 +122,19 @@ struct Best {
   double us = 1e30;
 };
 
-struct Pair {
-  Best full, half;
+// The families that compete: the cluster kernel alone on its SM, the even split alone, and the even split with room beside it.
+enum Family { kCluster, kStream, kStreamShared, kFamilies };
+constexpr const char* kFamilyName[] = {"cluster", "stream", "stream_shared"};
+
+struct Choice {
+  Best serial[kFamilies];     // launches wait for each other
+  Best dependent[kFamilies];  // programmatic dependent launches, weights requested early
 };
 
 template <typename T>
 Best Tune(const LinearShape& shape, int m, const std::vector<Buffer<T>>& weights, const Buffer<T>& x,
-          Buffer<__nv_bfloat16>& out, const float* w_scale, const float* x_scale, double floor_us, bool half, Json& json) {
+          Buffer<__nv_bfloat16>& out, const float* w_scale, const float* x_scale, double floor_us, Family family,
+          bool dependent, Json& json) {
   Best best;
   auto time = [&](const SkinnyConfig& config, double budget, int replays) {
     std::vector<SkinnyLaunch> launches(weights.size());
@@ -138,24 +144,36 @@ Best Tune(const LinearShape& shape, int m, const std::vector<Buffer<T>>& weights
       }
     }
     int nodes = std::max<int>(NodesFor(floor_us + 3, budget), static_cast<int>(std::min<size_t>(weights.size(), 24)));
-    return TimeGraph(nodes, replays, [&](cudaStream_t stream, int i) { RunSkinny(launches[i % launches.size()], stream, false); });
+    return TimeGraph(nodes, replays, [&](cudaStream_t stream, int i) { RunSkinny(launches[i % launches.size()], stream, dependent); });
   };
+  std::vector<SkinnyConfig> configs;
   for (int groups : {1, 2, 4}) {
-    for (int splits : {1, 2, 4, 8}) {
-      SkinnyConfig config{groups, splits, half};
-      double us = time(config, 1500, 3);
-      if (us > 1e29) continue;
-      json.Row("\"kind\": \"config\", \"type\": \"%s\", \"layer\": \"%s\", \"m\": %d, \"groups\": %d, \"splits\": %d, \"half\": %d, \"us\": %.2f",
-               Traits<T>::kName, shape.name, m, groups, splits, half, us);
-      if (us < best.us) best = {config, us};
+    if (family == kCluster) {
+      for (int splits : {1, 2, 4, 8}) {
+        configs.push_back({groups, splits, false, 0});
+        if (!dependent) configs.push_back({groups, splits, true, 0});
+      }
+    } else if (family == kStream) {
+      configs.push_back({groups, 1, false, 1});
+      configs.push_back({groups, 1, true, 2});
+    } else {
+      configs.push_back({groups, 1, true, 1});
     }
   }
-  best.us = time(best.config, 3000, 9);
+  for (const SkinnyConfig& config : configs) {
+    double us = time(config, 1500, 3);
+    if (us > 1e29) continue;
+    json.Row("\"kind\": \"config\", \"type\": \"%s\", \"layer\": \"%s\", \"m\": %d, \"family\": \"%s\", \"dependent\": %d, \"groups\": %d, "
+             "\"splits\": %d, \"half\": %d, \"stream\": %d, \"us\": %.2f",
+             Traits<T>::kName, shape.name, m, kFamilyName[family], dependent, config.groups, config.splits, config.half, config.stream, us);
+    if (us < best.us) best = {config, us};
+  }
+  if (best.us < 1e29) best.us = time(best.config, 3000, 9);
   return best;
 }
 
 template <typename T>
-void RunLadder(Json& json, std::vector<std::vector<Pair>>& bests, const std::vector<int>& tokens) {
+void RunLadder(Json& json, std::vector<std::vector<Choice>>& bests, const std::vector<int>& tokens) {
   for (const LinearShape& shape : kLlama8b) {
     size_t count = static_cast<size_t>(shape.n) * shape.k;
     size_t copies = std::max<size_t>(1, (kRotateBytes + count * sizeof(T) - 1) / (count * sizeof(T)));
@@ -175,33 +193,43 @@ void RunLadder(Json& json, std::vector<std::vector<Pair>>& bests, const std::vec
     for (int m : tokens) {
       double bytes = count * sizeof(T) + static_cast<double>(m) * (shape.k * sizeof(T) + shape.n * 2.0);
       double floor_us = bytes / kReadLimit * 1e6;
-      Best full = Tune<T>(shape, m, weights, x, out, ws, x_scale.data(), floor_us, false, json);
-      Best half = Tune<T>(shape, m, weights, x, out, ws, x_scale.data(), floor_us, true, json);
-      Best best = half.us < full.us ? half : full;
-      SkinnyLaunch launch;
-      PrepareSkinny<T>(launch, best.config, weights[0].data(), x.data(), out.data(), ws, x_scale.data(), m, shape.n, shape.k);
-      out.FillBytes(0xFF);
-      RunSkinny(launch, nullptr, false);
-      CUDA_OK(cudaDeviceSynchronize());
-      double scale = Traits<T>::kFp8 ? 0.02 / 80 / 80 : 1.0;
-      double error = SampledGemmError(weights[0], x, out, m, shape.n, shape.k, scale, 24, 99 + m);
-      Require(error < 4e-3, "%s %s m=%d error %g", Traits<T>::kName, shape.name, m, error);
-      Require(CountNan(out.data(), static_cast<size_t>(m) * shape.n) == 0, "unwritten outputs");
-      std::printf("own %-4s %-8s M=%-4d full %7.2f us  half %7.2f us (groups %d splits %d half %d)  %5.2f TB/s  of floor %4.0f%%\n",
-                  Traits<T>::kName, shape.name, m, full.us, half.us, best.config.groups, best.config.splits, best.config.half,
-                  bytes / best.us * 1e-6, floor_us / best.us * 100);
-      json.Row("\"kind\": \"best\", \"type\": \"%s\", \"layer\": \"%s\", \"n\": %d, \"k\": %d, \"m\": %d, \"full_us\": %.2f, \"half_us\": %.2f, "
-               "\"groups\": %d, \"splits\": %d, \"half\": %d, \"best_us\": %.2f, \"floor_us\": %.2f, \"tb_per_s\": %.3f, \"relative_error\": %.2e",
-               Traits<T>::kName, shape.name, shape.n, shape.k, m, full.us, half.us, best.config.groups, best.config.splits,
-               best.config.half, best.us, floor_us, bytes / best.us * 1e-6, error);
-      bests.back().push_back({full, half});
+      Choice choice;
+      std::printf("own %-4s %-8s M=%-4d", Traits<T>::kName, shape.name, m);
+      for (bool dependent : {false, true}) {
+        std::printf(dependent ? " | dependent" : " serial");
+        for (int family = 0; family < kFamilies; ++family) {
+          Best best = Tune<T>(shape, m, weights, x, out, ws, x_scale.data(), floor_us, static_cast<Family>(family), dependent, json);
+          (dependent ? choice.dependent : choice.serial)[family] = best;
+          if (best.us > 1e29) continue;
+          SkinnyLaunch launch;
+          PrepareSkinny<T>(launch, best.config, weights[0].data(), x.data(), out.data(), ws, x_scale.data(), m, shape.n, shape.k);
+          out.FillBytes(0xFF);
+          RunSkinny(launch, nullptr, false);
+          CUDA_OK(cudaDeviceSynchronize());
+          double scale = Traits<T>::kFp8 ? 0.02 / 80 / 80 : 1.0;
+          double error = SampledGemmError(weights[0], x, out, m, shape.n, shape.k, scale, 12, 99 + m);
+          Require(error < 4e-3, "%s %s m=%d error %g", Traits<T>::kName, shape.name, m, error);
+          Require(CountNan(out.data(), static_cast<size_t>(m) * shape.n) == 0, "unwritten outputs");
+          std::printf(" %s %.1f (g%d s%d%s c%d)", kFamilyName[family], best.us, best.config.groups, best.config.splits,
+                      best.config.half ? " half" : "", best.config.stream);
+          json.Row("\"kind\": \"best\", \"type\": \"%s\", \"layer\": \"%s\", \"n\": %d, \"k\": %d, \"m\": %d, \"family\": \"%s\", "
+                   "\"dependent\": %d, \"groups\": %d, \"splits\": %d, \"half\": %d, \"stream\": %d, \"best_us\": %.2f, \"floor_us\": %.2f, "
+                   "\"tb_per_s\": %.3f, \"relative_error\": %.2e",
+                   Traits<T>::kName, shape.name, shape.n, shape.k, m, kFamilyName[family], dependent, best.config.groups,
+                   best.config.splits, best.config.half, best.config.stream, best.us, floor_us, bytes / best.us * 1e-6, error);
+        }
+      }
+      double top = 1e30;
+      for (const Best& best : choice.dependent) top = std::min(top, best.us);
+      std::printf(" | floor %.1f, dependent best at %.0f%%\n", floor_us, floor_us / top * 100);
+      bests.back().push_back(choice);
     }
   }
 }
 
 // All linear layers of one decode step in order, each with its own weights (so nothing is in L2 twice), as one graph.
 template <typename T>
-void RunChains(cublasLtHandle_t handle, void* workspace, Json& json, const std::vector<std::vector<Pair>>& bests,
+void RunChains(cublasLtHandle_t handle, void* workspace, Json& json, const std::vector<std::vector<Choice>>& bests,
                const std::vector<int>& tokens) {
   constexpr int kLayers = 32;
   Buffer<float> w_scale(kLlama8b[4].n), x_scale(128);
@@ -227,20 +255,24 @@ void RunChains(cublasLtHandle_t handle, void* workspace, Json& json, const std::
   Buffer<__nv_bfloat16> out(static_cast<size_t>(128) * kLlama8b[4].n);
   for (size_t t = 0; t < tokens.size(); ++t) {
     int m = tokens[t];
-    auto chain = [&](int variant) {
+    auto chain = [&](bool dependent, int family) {
       std::vector<SkinnyLaunch> launches(which.size());
       for (size_t i = 0; i < which.size(); ++i) {
         const LinearShape& shape = kLlama8b[which[i]];
-        const Pair& pair = bests[which[i]][t];
-        const SkinnyConfig& config = variant == 2 ? pair.half.config : pair.full.config;
-        Require(PrepareSkinny<T>(launches[i], config, weights[i].data(), x.data(), out.data(), ws, x_scale.data(), m, shape.n, shape.k),
+        const Best* candidates = dependent ? bests[which[i]][t].dependent : bests[which[i]][t].serial;
+        const Best* best = candidates;
+        if (family >= 0) best = candidates + family;
+        for (int f = 0; family < 0 && f < kFamilies; ++f) best = candidates[f].us < best->us ? candidates + f : best;
+        if (best->us > 1e29) return 0.0;
+        Require(PrepareSkinny<T>(launches[i], best->config, weights[i].data(), x.data(), out.data(), ws, x_scale.data(), m, shape.n, shape.k),
                 "chain configuration");
       }
       return TimeGraph(1, 9, [&](cudaStream_t stream, int) {
-        for (const SkinnyLaunch& launch : launches) RunSkinny(launch, stream, variant > 0);
+        for (const SkinnyLaunch& launch : launches) RunSkinny(launch, stream, dependent);
       });
     };
-    double serial = chain(0), dependent = chain(1), dependent_half = chain(2);
+    double serial = chain(false, -1), mixed = chain(true, -1), cluster = chain(true, kCluster), stream_alone = chain(true, kStream),
+           shared = chain(true, kStreamShared);
     std::vector<std::unique_ptr<LtGemm>> gemms;
     std::vector<int> picks;
     for (const LinearShape& shape : kLlama8b) {
@@ -269,12 +301,14 @@ void RunChains(cublasLtHandle_t handle, void* workspace, Json& json, const std::
       }
     });
     double floor_us = weight_bytes / kReadLimit * 1e6;
-    std::printf("chain %-4s M=%-4d cublaslt %7.0f us | own serial %7.0f  dependent %7.0f  dependent, half memory %7.0f us | weight floor %6.0f us (%.0f%%)\n",
-                Traits<T>::kName, m, cublas, serial, dependent, dependent_half, floor_us,
-                100 * floor_us / std::min({serial, dependent, dependent_half}));
-    json.Row("\"kind\": \"chain\", \"type\": \"%s\", \"m\": %d, \"cublaslt_us\": %.1f, \"serial_us\": %.1f, \"dependent_us\": %.1f, "
-             "\"dependent_half_us\": %.1f, \"floor_us\": %.1f",
-             Traits<T>::kName, m, cublas, serial, dependent, dependent_half, floor_us);
+    double best = serial;
+    for (double us : {mixed, cluster, stream_alone, shared}) best = us > 0 ? std::min(best, us) : best;
+    std::printf("chain %-4s M=%-4d cublaslt %5.0f | own serial %5.0f  dependent: each layer's best %5.0f  cluster %5.0f  stream %5.0f  "
+                "stream shared %5.0f us | weight floor %5.0f us (%.0f%%)\n",
+                Traits<T>::kName, m, cublas, serial, mixed, cluster, stream_alone, shared, floor_us, 100 * floor_us / best);
+    json.Row("\"kind\": \"chain\", \"type\": \"%s\", \"m\": %d, \"cublaslt_us\": %.1f, \"serial_us\": %.1f, \"dependent_mixed_us\": %.1f, "
+             "\"dependent_cluster_us\": %.1f, \"dependent_stream_us\": %.1f, \"dependent_stream_shared_us\": %.1f, \"floor_us\": %.1f",
+             Traits<T>::kName, m, cublas, serial, mixed, cluster, stream_alone, shared, floor_us);
   }
 }
 
@@ -282,8 +316,9 @@ template <typename T>
 void RunType(cublasLtHandle_t handle, void* workspace, Json& json) {
   const std::vector<int> tokens = {1, 8, 16, 32, 64, 128};
   CheckOddShapes<T>();
-  CheckBatchInvariance<T>();
-  std::vector<std::vector<Pair>> bests;
+  CheckBatchInvariance<T>(false);
+  CheckBatchInvariance<T>(true);
+  std::vector<std::vector<Choice>> bests;
   RunLadder<T>(json, bests, tokens);
   RunChains<T>(handle, workspace, json, bests, tokens);
 }

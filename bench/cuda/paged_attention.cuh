@@ -5,7 +5,9 @@
 //
 // The KV axis is cut at a fixed number of tokens (`split`), independent of the batch, so a sequence's result does not depend on its
 // neighbours. Work items (sequence, kv head, chunk) are dealt round-robin to persistent CTAs; a producer warp runs ahead of the
-// consumers across item borders. Chunks of one sequence are merged, in chunk order, by the CTA that finishes last.
+// consumers across item borders. Consumers hand an item's sums, through one of two buffers, to four finishing warps (a head each) and go on: the
+// round trips to global memory of the merge never stand between two items. Chunks of one head are merged, in chunk order, by the
+// warp that arrives last.
 //
 // Slots past a sequence's length may hold anything, NaN included: their scores and their V rows are masked.
 #pragma once
@@ -24,7 +26,7 @@ struct AttentionParams {
   const int* block_table;   // [sequences][table_pitch]
   float* partial;           // [sequence][kv head][chunk][4][128] unnormalised sums, then ...
   float2* partial_ml;       // [sequence][kv head][chunk][4] {maximum, sum}, in powers of two
-  unsigned* arrived;        // [sequence][kv head], zero between launches
+  unsigned* arrived;        // [sequence][32], zero between launches
   float scale_log2;         // softmax scale x log2(e) x K scale
   float v_scale;
   int split, table_pitch, max_chunks, stages;
@@ -36,7 +38,7 @@ struct AttentionLayout {
   static constexpr int kTile = kBoxes * 8192;           // one page of K or V of one head
   static constexpr int kStageBytes = 2 * kTile + 1024;  // K, V, the group's queries
   static constexpr int Bytes(int stages, int warps) {
-    return 1024 + stages * kStageBytes + warps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 64;
+    return 1024 + stages * kStageBytes + 2 * warps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 32;
   }
 };
 
@@ -92,23 +94,27 @@ __device__ __forceinline__ float Exp2(float x) {
 }
 
 template <bool kFp8, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32 + 32, 1)
+__global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
     PagedDecodeKernel(const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map,
                       AttentionParams p) {
   using Layout = AttentionLayout<kFp8>;
-  constexpr int kConsumers = kWarps * 32;
   extern __shared__ uint8_t shared_raw[];
   uint32_t ring = (SharedAddress(shared_raw) + 1023) & ~1023u;
   uint8_t* ring_pointer = shared_raw + (ring - SharedAddress(shared_raw));
-  float* merge = reinterpret_cast<float*>(ring_pointer + p.stages * Layout::kStageBytes);  // [warp][head][d]
-  float2* merge_ml = reinterpret_cast<float2*>(merge + kWarps * kGroup * kHeadDim);        // [warp][head]
-  uint32_t full = SharedAddress(merge_ml + kWarps * kGroup);
+  float* merge = reinterpret_cast<float*>(ring_pointer + p.stages * Layout::kStageBytes);  // [buffer][warp][head][d]
+  float2* merge_ml = reinterpret_cast<float2*>(merge + 2 * kWarps * kGroup * kHeadDim);    // [buffer][warp][head]
+  uint32_t full = SharedAddress(merge_ml + 2 * kWarps * kGroup);
   uint32_t empty = full + 8 * p.stages;
-  unsigned* flag = reinterpret_cast<unsigned*>(ring_pointer + (empty + 8 * p.stages - ring));
+  uint32_t handed = empty + 8 * p.stages;  // two: the consumers' sums of an item are in that buffer
+  uint32_t taken = handed + 16;            // two: that buffer has been read
   if (threadIdx.x == 0) {
     for (int s = 0; s < p.stages; ++s) {
       BarrierInit(full + 8 * s, 1);
       BarrierInit(empty + 8 * s, 4);
+    }
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      BarrierInit(handed + 8 * buffer, kWarps);
+      BarrierInit(taken + 8 * buffer, kGroup);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -169,10 +175,76 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, 1)
     return;
   }
 
+  if (warp > kWarps) {
+    int head = warp - kWarps - 1, d = 4 * lane;
+    int buffer = 1;  // which of the two buffers
+    uint32_t handed_parity = 1;
+    for (int i = blockIdx.x; i < items; i += gridDim.x) {
+      int4 item = p.items[i];
+      buffer ^= 1;
+      if (buffer == 0) handed_parity ^= 1;
+      float top = -INFINITY, total = 0;
+      float4 value = make_float4(0, 0, 0, 0);
+      auto add = [&](float4 other, float2 ml) {
+        float factor = ml.x == -INFINITY ? 0 : Exp2(ml.x - top);
+        // A consumer warp without tokens leaves zeros; a factor of zero must not meet a stale NaN.
+        if (factor == 0) return;
+        total += ml.y * factor;
+        value.x += other.x * factor;
+        value.y += other.y * factor;
+        value.z += other.z * factor;
+        value.w += other.w * factor;
+      };
+      auto store = [&] {
+        float factor = p.v_scale / total;
+        uint2 packed =
+            make_uint2(PackHeads(false, value.x * factor, value.y * factor), PackHeads(false, value.z * factor, value.w * factor));
+        *reinterpret_cast<uint2*>(p.out + (static_cast<size_t>(item.x) * kQHeads + item.y * kGroup + head) * kHeadDim + d) = packed;
+      };
+      BarrierWait(handed + 8 * buffer, handed_parity);
+      const float* sums = merge + (buffer * kWarps * kGroup + head) * kHeadDim + d;
+      const float2* sums_ml = merge_ml + buffer * kWarps * kGroup + head;
+      for (int w = 0; w < kWarps; ++w) top = fmaxf(top, sums_ml[w * kGroup].x);
+      for (int w = 0; w < kWarps; ++w) {
+        add(*reinterpret_cast<const float4*>(sums + w * kGroup * kHeadDim), sums_ml[w * kGroup]);
+      }
+      __syncwarp();
+      if (lane == 0) BarrierArrive(taken + 8 * buffer);
+      int chunks = (item.w + p.split - 1) / p.split;
+      if (chunks == 1) {
+        store();
+        continue;
+      }
+      size_t owner = static_cast<size_t>(item.x) * kKvHeads + item.y;
+      size_t slot = (owner * p.max_chunks + item.z) * kGroup + head;
+      *reinterpret_cast<float4*>(p.partial + slot * kHeadDim + d) = value;
+      if (lane == 0) p.partial_ml[slot] = make_float2(top, total);
+      __threadfence();
+      __syncwarp();
+      unsigned before = 0;
+      if (lane == 0) before = atomicAdd(p.arrived + owner * kGroup + head, 1);
+      before = __shfl_sync(~0u, before, 0);
+      if (before != static_cast<unsigned>(chunks - 1)) continue;
+      __threadfence();
+      const float2* ml = p.partial_ml + owner * p.max_chunks * kGroup + head;
+      const float* parts = p.partial + (owner * p.max_chunks * kGroup + head) * kHeadDim + d;
+      top = -INFINITY;
+      for (int c = 0; c < chunks; ++c) top = fmaxf(top, __ldcg(&ml[c * kGroup]).x);
+      total = 0;
+      value = make_float4(0, 0, 0, 0);
+      for (int c = 0; c < chunks; ++c) {
+        add(__ldcg(reinterpret_cast<const float4*>(parts + c * kGroup * kHeadDim)), __ldcg(&ml[c * kGroup]));
+      }
+      store();
+      if (lane == 0) p.arrived[owner * kGroup + head] = 0;
+    }
+    return;
+  }
+
   constexpr int kPhases = kWarps / 4;  // warps of one phase share a page, 16 tokens each
   int sub = warp % 4, phase = warp / 4;
   int g = lane / 4, t = lane % 4;
-  int stage = 0;
+  int stage = 0, turn = 0;
   uint32_t parity = 0;
   int4 next = blockIdx.x < items ? p.items[blockIdx.x] : int4{};
   for (int i = blockIdx.x; i < items; i += gridDim.x) {
@@ -297,8 +369,11 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, 1)
     }
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
+    int buffer = turn & 1;
+    BarrierWait(taken + 8 * buffer, ((turn >> 1) & 1) ^ 1);
+    ++turn;
     if (g < kGroup) {
-      float* mine = merge + (warp * kGroup + g) * kHeadDim;
+      float* mine = merge + ((buffer * kWarps + warp) * kGroup + g) * kHeadDim;
       if constexpr (kFp8) {
 #pragma unroll
         for (int c = 0; c < 8; ++c) {
@@ -308,63 +383,10 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, 1)
 #pragma unroll
         for (int n = 0; n < 16; ++n) *reinterpret_cast<float2*>(mine + n * 8 + 2 * t) = make_float2(o[n][0], o[n][1]);
       }
-      if (t == 0) merge_ml[warp * kGroup + g] = make_float2(maximum, sum);
+      if (t == 0) merge_ml[(buffer * kWarps + warp) * kGroup + g] = make_float2(maximum, sum);
     }
-    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
-    int head = warp, d = 4 * lane;  // the first four warps each finish one head
-    float top = -INFINITY, total = 0;
-    float4 value = make_float4(0, 0, 0, 0);
-    auto add = [&](float4 other, float2 ml, float raised) {
-      float factor = ml.x == -INFINITY ? 0 : Exp2(ml.x - raised);
-      total += ml.y * factor;
-      value.x += other.x * factor;
-      value.y += other.y * factor;
-      value.z += other.z * factor;
-      value.w += other.w * factor;
-    };
-    auto store = [&] {
-      float factor = p.v_scale / total;
-      uint2 packed = make_uint2(PackHeads(false, value.x * factor, value.y * factor), PackHeads(false, value.z * factor, value.w * factor));
-      *reinterpret_cast<uint2*>(p.out + (static_cast<size_t>(item.x) * kQHeads + item.y * kGroup + head) * kHeadDim + d) = packed;
-    };
-    if (warp < kGroup) {
-      for (int w = 0; w < kWarps; ++w) top = fmaxf(top, merge_ml[w * kGroup + head].x);
-      for (int w = 0; w < kWarps; ++w) {
-        add(*reinterpret_cast<float4*>(merge + (w * kGroup + head) * kHeadDim + d), merge_ml[w * kGroup + head], top);
-      }
-    }
-    int chunks = (item.w + p.split - 1) / p.split;
-    if (chunks == 1) {
-      if (warp < kGroup) store();
-      asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
-      continue;
-    }
-    size_t owner = static_cast<size_t>(item.x) * kKvHeads + item.y;
-    size_t slot = owner * p.max_chunks + item.z;
-    if (warp < kGroup) {
-      *reinterpret_cast<float4*>(p.partial + (slot * kGroup + head) * kHeadDim + d) = value;
-      if (lane == 0) p.partial_ml[slot * kGroup + head] = make_float2(top, total);
-      __threadfence();
-    }
-    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
-    if (threadIdx.x == 0) *flag = atomicAdd(p.arrived + owner, 1);
-    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
-    if (*flag == static_cast<unsigned>(chunks - 1)) {
-      __threadfence();
-      if (warp < kGroup) {
-        const float2* ml = p.partial_ml + owner * p.max_chunks * kGroup + head;
-        top = -INFINITY;
-        for (int c = 0; c < chunks; ++c) top = fmaxf(top, __ldcg(&ml[c * kGroup]).x);
-        total = 0;
-        value = make_float4(0, 0, 0, 0);
-        for (int c = 0; c < chunks; ++c) {
-          const float4* part = reinterpret_cast<const float4*>(p.partial + ((owner * p.max_chunks + c) * kGroup + head) * kHeadDim + d);
-          add(__ldcg(part), __ldcg(&ml[c * kGroup]), top);
-        }
-        store();
-      }
-      if (threadIdx.x == 0) p.arrived[owner] = 0;
-    }
+    __syncwarp();
+    if (lane == 0) BarrierArrive(handed + 8 * buffer);
   }
 }
 
@@ -386,7 +408,7 @@ void PrepareAttention(AttentionLaunch& launch, const KV* k_pool, const KV* v_poo
   while (stages < 16 && Layout::Bytes(stages + 1, warps) <= 227 * 1024) ++stages;
   launch.params.stages = stages;
   launch.shared = Layout::Bytes(stages, warps);
-  launch.block = warps * 32 + 32;
+  launch.block = warps * 32 + 32 + kGroup * 32;
   launch.function = warps == 4 ? reinterpret_cast<const void*>(PagedDecodeKernel<kFp8, 4>)
                                : reinterpret_cast<const void*>(PagedDecodeKernel<kFp8, 8>);
   CUDA_OK(cudaFuncSetAttribute(launch.function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));

@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: run.sh OUT_DIR [program...]}
 shift
 programs=("$@")
-[ ${#programs[@]} -gt 0 ] || programs=(gemm_cublaslt gemm_skinny attention_decode)
+[ ${#programs[@]} -gt 0 ] || programs=(gemm_cublaslt gemm_skinny attention_decode decode_step)
 build=${BUILD_DIR:-/tmp/ekiben-cuda-bench}
 mkdir -p "$build" "$out"
 pids=()

@@ -79,6 +79,8 @@ struct SkinnyParams {
   int m, n;
   int k_chunks;  // stages that cover K
   int stages;
+  float4* workspace;   // StreamGemmKernel: two partial tiles a CTA
+  unsigned* counters;  // StreamGemmKernel: one a tile, zero between launches
 };
 
 // Shared memory: kRows + kTokens rows of 128 bytes a stage, the fp32 exchange tile, barriers.
@@ -277,6 +279,173 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
   if (splits > 1 && wrote) BarrierWait(drained, tile_parity ^ 1);
 }
 
+// The same product with the work cut evenly: the (row tile, K stage) pairs, in that order, are dealt in equal runs to exactly gridDim.x
+// CTAs. A tile that a border cuts is finished by the last of its CTAs to arrive, which adds the fp32 fragments of all of them from
+// global memory in CTA order: the sum depends on the shape and the grid alone. Equal runs on every SM are also what keeps two
+// kernels of a dependent chain side by side on each SM instead of piling one kernel's CTAs onto the SMs that finish first.
+template <bool kFp8, int kTokens, int kGroups>
+__global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
+    StreamGemmKernel(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map,
+                     SkinnyParams p) {
+  using Layout = SkinnyLayout<kTokens, kGroups>;
+  constexpr int kRows = Layout::kRows;
+  constexpr int kConsumers = kGroups * 128;
+  constexpr int kChunk = kFp8 ? 128 : 64;
+  extern __shared__ uint8_t shared_raw[];
+  __shared__ unsigned arrival;
+  uint32_t ring = (SharedAddress(shared_raw) + 1023) & ~1023u;
+  uint32_t exchange = ring + p.stages * Layout::kStageBytes;
+  uint32_t full = exchange + Layout::kExchangeBytes;
+  uint32_t empty = full + 8 * p.stages;
+  int tiles = (p.n + kRows - 1) / kRows;
+  long long units = static_cast<long long>(tiles) * p.k_chunks;
+  int begin = static_cast<int>(units * blockIdx.x / gridDim.x);
+  int end = static_cast<int>(units * (blockIdx.x + 1) / gridDim.x);
+  auto owner = [&](int unit) { return static_cast<int>(((unit + 1ll) * gridDim.x - 1) / units); };
+
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < p.stages; ++s) {
+      BarrierInit(full + 8 * s, 1);
+      BarrierInit(empty + 8 * s, kGroups * 4);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  LaunchDependents();
+
+  if (threadIdx.x >= kConsumers) {
+    if (threadIdx.x != kConsumers) return;
+    uint64_t stream_once = EvictFirst(), keep = EvictLast();
+    int ahead = min(end - begin, p.stages);
+    auto load_w = [&](int unit, int stage) {
+      BarrierExpect(full + 8 * stage, Layout::kStageBytes);
+      TileLoad(ring + stage * Layout::kStageBytes, &w_map, unit % p.k_chunks * kChunk, unit / p.k_chunks * kRows,
+               full + 8 * stage, stream_once);
+    };
+    auto load_x = [&](int unit, int stage) {
+      TileLoad(ring + stage * Layout::kStageBytes + kRows * 128, &x_map, unit % p.k_chunks * kChunk, 0, full + 8 * stage, keep);
+    };
+    for (int i = 0; i < ahead; ++i) load_w(begin + i, i);
+    WaitUpstream();
+    for (int i = 0; i < ahead; ++i) load_x(begin + i, i);
+    int stage = ahead == p.stages ? 0 : ahead;
+    uint32_t parity = 0;
+    for (int unit = begin + ahead; unit < end; ++unit) {
+      BarrierWait(empty + 8 * stage, parity);
+      load_w(unit, stage);
+      load_x(unit, stage);
+      if (++stage == p.stages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+    return;
+  }
+
+  WaitUpstream();
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int group = warp / 4;
+  int stage = 0;
+  uint32_t parity = 0;
+  int next = 0;
+  for (int unit = begin; unit < end; unit = next) {
+    int tile = unit / p.k_chunks, k0 = unit % p.k_chunks;
+    next = min(end, (tile + 1) * p.k_chunks);
+    float sum[kTokens / 2];
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) sum[i] = 0;
+    for (int u = unit; u < next; ++u) {
+      BarrierWait(full + 8 * stage, parity);
+      uint32_t tile_base = ring + stage * Layout::kStageBytes;
+      uint64_t w = SwizzledDescriptor(tile_base + group * 64 * 128);
+      uint64_t x = SwizzledDescriptor(tile_base + kRows * 128);
+      if constexpr (kFp8) {
+        float part[kTokens / 2];
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) part[i] = 0;
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+        for (int step = 0; step < 4; ++step) Wgmma<true, kTokens>::Run(part, w + 2 * step, x + 2 * step, step != 0);
+        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) sum[i] += part[i];
+      } else {
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+        for (int step = 0; step < 4; ++step) Wgmma<false, kTokens>::Run(sum, w + 2 * step, x + 2 * step, 1);
+        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+      }
+      if (lane == 0) BarrierArrive(empty + 8 * stage);
+      if (++stage == p.stages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+    if (next - unit < p.k_chunks) {
+      // A CTA has at most one run that enters a tile midway (slot 0) and one that starts a tile and leaves it (slot 1).
+      int first = owner(tile * p.k_chunks), last = owner((tile + 1) * p.k_chunks - 1);
+      auto slot = [&](int cta, int i) {
+        return p.workspace + ((2ll * cta + (cta == first)) * (kTokens / 8) + i) * kConsumers + threadIdx.x;
+      };
+#pragma unroll
+      for (int i = 0; i < kTokens / 8; ++i) {
+        if (8 * i < p.m) __stcg(slot(blockIdx.x, i), make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]));
+      }
+      __threadfence();
+      asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+      if (threadIdx.x == 0) arrival = atomicAdd(p.counters + tile, 1);
+      asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+      if (arrival != static_cast<unsigned>(last - first)) continue;
+      __threadfence();
+      if (threadIdx.x == 0) p.counters[tile] = 0;
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) sum[i] = 0;
+      for (int cta = first; cta <= last; ++cta) {
+#pragma unroll
+        for (int i = 0; i < kTokens / 8; ++i) {
+          if (8 * i >= p.m) continue;
+          float4 part = __ldcg(slot(cta, i));
+          sum[4 * i] += part.x;
+          sum[4 * i + 1] += part.y;
+          sum[4 * i + 2] += part.z;
+          sum[4 * i + 3] += part.w;
+        }
+      }
+    }
+    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+    int row = warp * 16 + lane / 4;
+    uint32_t store = exchange + 4 * ((lane % 4) * 2 * Layout::kPitch + row);
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) {
+      uint32_t at = store + 4 * (8 * j * Layout::kPitch);
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(sum[4 * j]) : "memory");
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + 4 * Layout::kPitch), "f"(sum[4 * j + 1]) : "memory");
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + 32), "f"(sum[4 * j + 2]) : "memory");
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + 4 * Layout::kPitch + 32), "f"(sum[4 * j + 3]) : "memory");
+    }
+    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+    constexpr int kQuads = kRows / 4;
+    for (int i = threadIdx.x; i < p.m * kQuads; i += kConsumers) {
+      int token = i / kQuads, quad = i % kQuads;
+      float4 total;
+      asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                   : "=f"(total.x), "=f"(total.y), "=f"(total.z), "=f"(total.w)
+                   : "r"(exchange + 4 * (token * Layout::kPitch + 4 * quad))
+                   : "memory");
+      int column = tile * kRows + 4 * quad;
+      if (column >= p.n) continue;
+      if (p.w_scale != nullptr) {
+        float4 ws = *reinterpret_cast<const float4*>(p.w_scale + column);
+        float xs = p.x_scale[token];
+        total = make_float4(total.x * (ws.x * xs), total.y * (ws.y * xs), total.z * (ws.z * xs), total.w * (ws.w * xs));
+      }
+      __nv_bfloat162 low = __floats2bfloat162_rn(total.x, total.y), high = __floats2bfloat162_rn(total.z, total.w);
+      uint2 packed = make_uint2(*reinterpret_cast<uint32_t*>(&low), *reinterpret_cast<uint32_t*>(&high));
+      *reinterpret_cast<uint2*>(p.out + static_cast<size_t>(token) * p.n + column) = packed;
+    }
+  }
+}
+
 // --- Host side ---
 
 using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
@@ -314,7 +483,19 @@ struct SkinnyConfig {
   int groups = 2;      // 64 weight rows each
   int splits = 1;      // cluster size along K
   bool half = false;   // at most half of an SM's shared memory, so that the next kernel's CTA fits beside this one
+  int stream = 0;      // CTAs an SM of StreamGemmKernel (splits is then 1); 0: SkinnyGemmKernel
 };
+
+// Scratch that every StreamGemmKernel launch of one stream may share: each touches it only after the kernel before has finished.
+struct StreamScratch {
+  Buffer<float4> partials{static_cast<size_t>(2 * 264) * (128 / 8) * 512};
+  Buffer<unsigned> counters{4096};
+  StreamScratch() { counters.FillBytes(0); }
+};
+inline StreamScratch& Scratch() {
+  static StreamScratch& scratch = *new StreamScratch;
+  return scratch;
+}
 
 // Everything one launch needs; built once, launched many times.
 struct SkinnyLaunch {
@@ -328,14 +509,27 @@ template <bool kFp8, int kTokens, int kGroups>
 bool PrepareSkinnyFor(SkinnyLaunch& launch, const SkinnyConfig& config) {
   using Layout = SkinnyLayout<kTokens, kGroups>;
   auto kernel = SkinnyGemmKernel<kFp8, kTokens, kGroups>;
-  int stages = Layout::StagesWithin((config.half ? 113 : 227) * 1024);
+  int stages = Layout::StagesWithin((config.half ? 112 : 226) * 1024);
   if (stages < 3) return false;
   launch.params.stages = stages;
   launch.shared = Layout::Bytes(stages);
   launch.block = Layout::kThreads;
   launch.function = reinterpret_cast<const void*>(kernel);
-  CUDA_OK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
+  // The attribute belongs to the function, not to the launch: it must cover every configuration prepared so far.
+  CUDA_OK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 * 1024));
   int tiles = (launch.params.n + Layout::kRows - 1) / Layout::kRows;
+  if (config.stream > 0) {
+    auto stream_kernel = StreamGemmKernel<kFp8, kTokens, kGroups>;
+    launch.function = reinterpret_cast<const void*>(stream_kernel);
+    CUDA_OK(cudaFuncSetAttribute(stream_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 * 1024));
+    int resident = 0, multiprocessors = 0;
+    CUDA_OK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, stream_kernel, launch.block, launch.shared));
+    if (resident < config.stream || tiles > 4096) return false;
+    CUDA_OK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
+    launch.grid = std::min(config.stream * multiprocessors, tiles * launch.params.k_chunks);
+    launch.splits = 1;
+    return true;
+  }
   cudaLaunchConfig_t query = {};
   query.gridDim = config.splits * tiles;
   query.blockDim = launch.block;
@@ -373,7 +567,8 @@ bool PrepareSkinny(SkinnyLaunch& launch, const SkinnyConfig& config, const T* w,
   constexpr bool kFp8 = sizeof(T) == 1;
   Require(m >= 1 && m <= 128 && n % 8 == 0 && k * sizeof(T) % 16 == 0, "skinny shape %d x %d x %d", m, n, k);
   int tokens = SkinnyTokens(m);
-  launch.params = {out, w_scale, x_scale, m, n, static_cast<int>((k * sizeof(T) + 127) / 128), 0};
+  launch.params = {out, w_scale, x_scale, m, n, static_cast<int>((k * sizeof(T) + 127) / 128), 0, Scratch().partials.data(),
+                   Scratch().counters.data()};
   if (launch.params.k_chunks < config.splits) return false;
   launch.w_map = RowMajorMap(w, sizeof(T), n, k, 64 * config.groups);
   launch.x_map = RowMajorMap(x, sizeof(T), m, k, tokens);
