@@ -197,7 +197,7 @@ def client_suites(build, totals, only):
             return
         for suite in suites:
             run_pytest(suite, python, totals, {"EKIBEN_URL": server.url, "EKIBEN_PROGRAM": str(program),
-                                               "EKIBEN_MODEL": "SmolLM2-135M-Instruct"})
+                                               "EKIBEN_PID": str(server.process.pid)})
     finally:
         begin = time.monotonic()
         code = server.stop()
