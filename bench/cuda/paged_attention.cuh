@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
   if (threadIdx.x == 0) {
     for (int s = 0; s < p.stages; ++s) {
       BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, 4);
+      BarrierInit(empty + 8 * s, kWarps);
     }
     for (int buffer = 0; buffer < 2; ++buffer) {
       BarrierInit(handed + 8 * buffer, kWarps);
@@ -260,8 +260,10 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
     for (int n = 0; n < 16; ++n) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0;
     for (int j = 0; j < count; ++j) {
       int left = tokens - j * kPage - sub * 16;  // valid tokens from this warp's first on
+      // Every warp waits for and releases every stage, its own or not: a warp that skipped one could be a lap off, where the
+      // parity of the barrier means the wrong fill.
+      BarrierWait(full + 8 * stage, parity);
       if (j % kPhases == phase) {
-        BarrierWait(full + 8 * stage, parity);
         uint32_t k_tile = ring + stage * Layout::kStageBytes, v_tile = k_tile + Layout::kTile;
         if (left > 0) {
           if (!have_q) {
@@ -359,9 +361,9 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
             }
           }
         }
-        __syncwarp();
-        if (lane == 0) BarrierArrive(empty + 8 * stage);
       }
+      __syncwarp();
+      if (lane == 0) BarrierArrive(empty + 8 * stage);
       if (++stage == p.stages) {
         stage = 0;
         parity ^= 1;

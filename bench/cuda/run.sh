@@ -23,6 +23,7 @@ for p in "${programs[@]}"; do
     echo "== $p: build failed"; grep -E 'error' "$out/$p.build" | head -20; status=1; continue
   fi
   echo "== $p (spilling kernels: $(grep -cE '[1-9][0-9]* bytes spill stores' "$out/$p.build"))"
+  grep -B1 -E '[1-9][0-9]* bytes spill stores' "$out/$p.build" | grep -v '^--' | sed 's/^/   /'
   rm "$out/$p.build"
   timeout "${LIMIT_S:-230}" "$build/$p" "$out/cuda_$p.json" 2>&1 | tee "$out/$p.txt" || status=1
 done
