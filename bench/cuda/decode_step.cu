@@ -2,7 +2,7 @@
 // gate_up, SwiGLU, down) + norm + lm_head, random weights, with serial and with programmatic dependent launches, own GEMMs or
 // cuBLASLt. Also the bare cost of a launch in a graph. No sampling, no host: what the kernels and the gaps between them cost.
 //
-// Usage: decode_step OUT.json
+// Usage: decode_step OUT.json | --check
 #include <cstring>
 #include <memory>
 
@@ -97,23 +97,25 @@ __global__ void QuantizeKernel(const __nv_bfloat16* x, __nv_fp8_e4m3* out, float
   StoreToken<__nv_fp8_e4m3, 1>(v, kHidden / 8, out + static_cast<size_t>(blockIdx.x) * kHidden, scale + blockIdx.x, scratch);
 }
 
-// out = silu(gate) * up, rows of gate then rows of up. One token a CTA of 896 threads, two vectors each.
-template <typename T>
+// out = silu(gate) * up, rows of gate then rows of up. One token a CTA of 896 threads, two vectors each; or, in bf16, which needs no
+// scale over the token, seven CTAs of 256 threads and one vector: a lone CTA cannot have enough loads open.
+template <typename T, int kVectors>
 __global__ void SwiGluKernel(const __nv_bfloat16* gate_up, T* out, float* scale) {
   __shared__ float scratch[32];
   LaunchDependents();
   WaitUpstream();
   const __nv_bfloat16* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * kInner;
-  float v[2][8];
+  float v[kVectors][8];
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
+  for (int j = 0; j < kVectors; ++j) {
     float up[8];
-    int at = 8 * (j * blockDim.x + threadIdx.x);
+    int at = 8 * ((blockIdx.y + j) * blockDim.x + threadIdx.x);
     Load8(row + at, v[j]);
     Load8(row + kInner + at, up);
     for (int i = 0; i < 8; ++i) v[j][i] = v[j][i] / (1 + __expf(-v[j][i])) * up[i];
   }
-  StoreToken<T, 2>(v, kInner / 8, out + static_cast<size_t>(blockIdx.x) * kInner, scale + blockIdx.x, scratch);
+  StoreToken<T, kVectors>(v, kInner / 8, out + static_cast<size_t>(blockIdx.x) * kInner + 8 * blockIdx.y * blockDim.x, scale + blockIdx.x,
+                          scratch);
 }
 
 // Rotates q and k by the token's position (pairs d, d + 64), writes k and v into their page. One (token, head) a warp: lane l owns
@@ -170,6 +172,15 @@ void Launch(void (*kernel)(P...), dim3 grid, int block, cudaStream_t stream, boo
 }
 
 template <typename T>
+void LaunchSwiGlu(int tokens, cudaStream_t stream, bool dependent, const __nv_bfloat16* gate_up, T* out, float* scale) {
+  if constexpr (sizeof(T) == 2) {
+    Launch(SwiGluKernel<T, 1>, dim3(tokens, 7), 256, stream, dependent, gate_up, out, scale);
+  } else {
+    Launch(SwiGluKernel<T, 2>, dim3(tokens), 896, stream, dependent, gate_up, out, scale);
+  }
+}
+
+template <typename T>
 void CheckGlue() {
   constexpr int kM = 5;
   Buffer<__nv_bfloat16> x(kM * kHidden), residual(kM * kHidden), weight(kHidden), gate_up(kM * 2 * kInner);
@@ -202,7 +213,7 @@ void CheckGlue() {
   }
   double norm_error = RelativeError(got, want);
   Require(norm_error < tolerance, "add+norm error %g", norm_error);
-  Launch(SwiGluKernel<T>, kM, 896, nullptr, false, gate_up.data(), act.data(), scale.data());
+  LaunchSwiGlu<T>(kM, nullptr, false, gate_up.data(), act.data(), scale.data());
   CUDA_OK(cudaDeviceSynchronize());
   auto acts = act.Download();
   scales = scale.Download();
@@ -305,7 +316,7 @@ void RunSteps(cublasLtHandle_t handle, void* workspace, Json& json) {
   FillNormal(reinterpret_cast<float*>(turns.data()), 2 * turns.size(), 6, 0.7f);
   const float* ws = kFp8 ? w_scale.data() : nullptr;
   for (int split : {256, 512, 1024}) {
-    for (int b : {1, 8, 64, 128}) {
+    for (int b : {1, 8, 16, 32, 64, 128}) {
       std::vector<int> order(pages), positions(b, kContext - 1);
       for (size_t i = 0; i < pages; ++i) order[i] = static_cast<int>(i);
       std::mt19937 random(b);
@@ -326,7 +337,7 @@ void RunSteps(cublasLtHandle_t handle, void* workspace, Json& json) {
       int chunks = kContext / split;
       Buffer<float> partial(static_cast<size_t>(b) * kKvHeads * chunks * kGroup * kHeadDim);
       Buffer<float2> partial_ml(static_cast<size_t>(b) * kKvHeads * chunks * kGroup);
-      Buffer<unsigned> arrived(static_cast<size_t>(b) * kQHeads);
+      Buffer<unsigned> arrived(static_cast<size_t>(b) * kKvHeads);
       arrived.FillBytes(0);
       AttentionParams params = {q.data(), attention.data(), items.data(), item_count.data(), table.data(), partial.data(), partial_ml.data(),
                                 arrived.data(), 1.4426950408889634f / std::sqrt(128.0f), 1.0f, split, kContext / kPage, chunks, 0};
@@ -375,7 +386,7 @@ void RunSteps(cublasLtHandle_t handle, void* workspace, Json& json) {
             gemm(4 * l + 1, 1);
             Launch(AddNormKernel<T>, b, 512, stream, dependent, projected.data(), residual.data(), norm_weight.data(), normed.data(), scale.data());
             gemm(4 * l + 2, 2);
-            Launch(SwiGluKernel<T>, b, 896, stream, dependent, gate_up.data(), act.data(), scale.data());
+            LaunchSwiGlu<T>(b, stream, dependent, gate_up.data(), act.data(), scale.data());
             gemm(4 * l + 3, 3);
           }
           Launch(AddNormKernel<T>, b, 512, stream, dependent, projected.data(), residual.data(), norm_weight.data(), normed.data(), scale.data());
@@ -418,7 +429,7 @@ void LaunchCost(Json& json) {
       double norm = TimeGraph(200, 9, [&](cudaStream_t s, int) {
         Launch(AddNormKernel<__nv_bfloat16>, b, 512, s, dependent, x.data(), residual.data(), weight.data(), normed.data(), scale.data());
       });
-      double glu = TimeGraph(200, 9, [&](cudaStream_t s, int) { Launch(SwiGluKernel<__nv_bfloat16>, b, 896, s, dependent, gate_up.data(), act.data(), scale.data()); });
+      double glu = TimeGraph(200, 9, [&](cudaStream_t s, int) { LaunchSwiGlu<__nv_bfloat16>(b, s, dependent, gate_up.data(), act.data(), scale.data()); });
       std::printf("glue B=%-4d %s add+norm %.2f us, swiglu %.2f us\n", b, dependent ? "dependent" : "serial   ", norm, glu);
       json.Row("\"kind\": \"glue\", \"batch\": %d, \"dependent\": %d, \"add_norm_us\": %.3f, \"swiglu_us\": %.3f", b, dependent, norm, glu);
     }
@@ -432,6 +443,7 @@ int main(int argc, char** argv) {
   Json json(argv[1], CommandLine(argc, argv));
   CheckGlue<__nv_bfloat16>();
   CheckGlue<__nv_fp8_e4m3>();
+  if (std::strcmp(argv[1], "--check") == 0) return 0;
   LaunchCost(json);
   cublasLtHandle_t handle;
   LtOk(cublasLtCreate(&handle), "create");

@@ -2,7 +2,7 @@
 // configuration timed with weights rotated past L2, and whole-model chains of 4 x 32 + 1 layers with and without programmatic
 // dependent launch, beside cuBLASLt's best candidates.
 //
-// Usage: gemm_skinny OUT.json
+// Usage: gemm_skinny OUT.json | --check
 #include <cstring>
 #include <memory>
 
@@ -327,6 +327,11 @@ void RunType(cublasLtHandle_t handle, void* workspace, Json& json) {
 
 int main(int argc, char** argv) {
   Require(argc == 2, "usage: gemm_skinny OUT.json");
+  if (std::strcmp(argv[1], "--check") == 0) {
+    CheckOddShapes<__nv_bfloat16>();
+    CheckOddShapes<__nv_fp8_e4m3>();
+    return 0;
+  }
   Json json(argv[1], CommandLine(argc, argv));
   cublasLtHandle_t handle;
   LtOk(cublasLtCreate(&handle), "create");

@@ -5,9 +5,9 @@
 //
 // The KV axis is cut at a fixed number of tokens (`split`), independent of the batch, so a sequence's result does not depend on its
 // neighbours. Work items (sequence, kv head, chunk) are dealt round-robin to persistent CTAs; a producer warp runs ahead of the
-// consumers across item borders. Consumers hand an item's sums, through one of two buffers, to four finishing warps (a head each) and go on: the
-// round trips to global memory of the merge never stand between two items. Chunks of one head are merged, in chunk order, by the
-// warp that arrives last.
+// consumers across item borders. Consumers hand an item's sums, through one of two buffers, to one of four finishing warps and go
+// on: the merge's round trips to global memory stand neither between two items nor, up to four deep, behind one another. Chunks of one
+// sequence and KV head are merged, in chunk order, by the warp that arrives last.
 //
 // Slots past a sequence's length may hold anything, NaN included: their scores and their V rows are masked.
 #pragma once
@@ -26,7 +26,7 @@ struct AttentionParams {
   const int* block_table;   // [sequences][table_pitch]
   float* partial;           // [sequence][kv head][chunk][4][128] unnormalised sums, then ...
   float2* partial_ml;       // [sequence][kv head][chunk][4] {maximum, sum}, in powers of two
-  unsigned* arrived;        // [sequence][32], zero between launches
+  unsigned* arrived;        // [sequence][kv head], zero between launches
   float scale_log2;         // softmax scale x log2(e) x K scale
   float v_scale;
   int split, table_pitch, max_chunks, stages;
@@ -38,7 +38,7 @@ struct AttentionLayout {
   static constexpr int kTile = kBoxes * 8192;           // one page of K or V of one head
   static constexpr int kStageBytes = 2 * kTile + 1024;  // K, V, the group's queries
   static constexpr int Bytes(int stages, int warps) {
-    return 1024 + stages * kStageBytes + 2 * warps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 32;
+    return 1024 + stages * kStageBytes + 2 * warps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 64;
   }
 };
 
@@ -105,16 +105,17 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
   float2* merge_ml = reinterpret_cast<float2*>(merge + 2 * kWarps * kGroup * kHeadDim);    // [buffer][warp][head]
   uint32_t full = SharedAddress(merge_ml + 2 * kWarps * kGroup);
   uint32_t empty = full + 8 * p.stages;
-  uint32_t handed = empty + 8 * p.stages;  // two: the consumers' sums of an item are in that buffer
-  uint32_t taken = handed + 16;            // two: that buffer has been read
+  // Both by turn % 4, one a finishing warp; turn n uses buffer n % 2.
+  uint32_t handed = empty + 8 * p.stages;  // the consumers' sums of the turn are in its buffer
+  uint32_t taken = handed + 32;            // the turn's buffer has been read
   if (threadIdx.x == 0) {
     for (int s = 0; s < p.stages; ++s) {
       BarrierInit(full + 8 * s, 1);
       BarrierInit(empty + 8 * s, kWarps);
     }
-    for (int buffer = 0; buffer < 2; ++buffer) {
-      BarrierInit(handed + 8 * buffer, kWarps);
-      BarrierInit(taken + 8 * buffer, kGroup);
+    for (int finisher = 0; finisher < 4; ++finisher) {
+      BarrierInit(handed + 8 * finisher, kWarps);
+      BarrierInit(taken + 8 * finisher, 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -176,67 +177,85 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
   }
 
   if (warp > kWarps) {
-    int head = warp - kWarps - 1, d = 4 * lane;
-    int buffer = 1;  // which of the two buffers
-    uint32_t handed_parity = 1;
-    for (int i = blockIdx.x; i < items; i += gridDim.x) {
+    int finisher = warp - kWarps - 1, d = 4 * lane;
+    uint32_t handed_parity = 0;
+    for (int i = blockIdx.x + finisher * gridDim.x; i < items; i += 4 * gridDim.x) {
       int4 item = p.items[i];
-      buffer ^= 1;
-      if (buffer == 0) handed_parity ^= 1;
-      float top = -INFINITY, total = 0;
-      float4 value = make_float4(0, 0, 0, 0);
-      auto add = [&](float4 other, float2 ml) {
-        float factor = ml.x == -INFINITY ? 0 : Exp2(ml.x - top);
-        // A consumer warp without tokens leaves zeros; a factor of zero must not meet a stale NaN.
-        if (factor == 0) return;
-        total += ml.y * factor;
-        value.x += other.x * factor;
-        value.y += other.y * factor;
-        value.z += other.z * factor;
-        value.w += other.w * factor;
+      float top[kGroup], total[kGroup];
+      float4 value[kGroup];
+#pragma unroll
+      for (int h = 0; h < kGroup; ++h) {
+        top[h] = -INFINITY;
+        total[h] = 0;
+        value[h] = make_float4(0, 0, 0, 0);
+      }
+      // Folds one more part of head h in; parts come in a fixed order, so rounding does too.
+      auto add = [&](int h, float4 part, float2 ml) {
+        if (ml.x == -INFINITY) return;  // no tokens: nothing, and nothing stale either
+        float raised = fmaxf(top[h], ml.x);
+        float keep = Exp2(top[h] - raised), factor = Exp2(ml.x - raised);
+        top[h] = raised;
+        total[h] = total[h] * keep + ml.y * factor;
+        value[h].x = value[h].x * keep + part.x * factor;
+        value[h].y = value[h].y * keep + part.y * factor;
+        value[h].z = value[h].z * keep + part.z * factor;
+        value[h].w = value[h].w * keep + part.w * factor;
       };
       auto store = [&] {
-        float factor = p.v_scale / total;
-        uint2 packed =
-            make_uint2(PackHeads(false, value.x * factor, value.y * factor), PackHeads(false, value.z * factor, value.w * factor));
-        *reinterpret_cast<uint2*>(p.out + (static_cast<size_t>(item.x) * kQHeads + item.y * kGroup + head) * kHeadDim + d) = packed;
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) {
+          float factor = p.v_scale / total[h];
+          uint2 packed = make_uint2(PackHeads(false, value[h].x * factor, value[h].y * factor),
+                                    PackHeads(false, value[h].z * factor, value[h].w * factor));
+          *reinterpret_cast<uint2*>(p.out + (static_cast<size_t>(item.x) * kQHeads + item.y * kGroup + h) * kHeadDim + d) = packed;
+        }
       };
-      BarrierWait(handed + 8 * buffer, handed_parity);
-      const float* sums = merge + (buffer * kWarps * kGroup + head) * kHeadDim + d;
-      const float2* sums_ml = merge_ml + buffer * kWarps * kGroup + head;
-      for (int w = 0; w < kWarps; ++w) top = fmaxf(top, sums_ml[w * kGroup].x);
+      BarrierWait(handed + 8 * finisher, handed_parity);
+      handed_parity ^= 1;
+      const float* sums = merge + (finisher & 1) * kWarps * kGroup * kHeadDim + d;
+      const float2* sums_ml = merge_ml + (finisher & 1) * kWarps * kGroup;
       for (int w = 0; w < kWarps; ++w) {
-        add(*reinterpret_cast<const float4*>(sums + w * kGroup * kHeadDim), sums_ml[w * kGroup]);
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) {
+          add(h, *reinterpret_cast<const float4*>(sums + (w * kGroup + h) * kHeadDim), sums_ml[w * kGroup + h]);
+        }
       }
       __syncwarp();
-      if (lane == 0) BarrierArrive(taken + 8 * buffer);
+      if (lane == 0) BarrierArrive(taken + 8 * finisher);
       int chunks = (item.w + p.split - 1) / p.split;
       if (chunks == 1) {
         store();
         continue;
       }
       size_t owner = static_cast<size_t>(item.x) * kKvHeads + item.y;
-      size_t slot = (owner * p.max_chunks + item.z) * kGroup + head;
-      *reinterpret_cast<float4*>(p.partial + slot * kHeadDim + d) = value;
-      if (lane == 0) p.partial_ml[slot] = make_float2(top, total);
+      size_t slot = (owner * p.max_chunks + item.z) * kGroup;
+#pragma unroll
+      for (int h = 0; h < kGroup; ++h) {
+        __stcg(reinterpret_cast<float4*>(p.partial + (slot + h) * kHeadDim + d), value[h]);
+        if (lane == 0) __stcg(p.partial_ml + slot + h, make_float2(top[h], total[h]));
+      }
       __threadfence();
       __syncwarp();
       unsigned before = 0;
-      if (lane == 0) before = atomicAdd(p.arrived + owner * kGroup + head, 1);
+      if (lane == 0) before = atomicAdd(p.arrived + owner, 1);
       before = __shfl_sync(~0u, before, 0);
       if (before != static_cast<unsigned>(chunks - 1)) continue;
       __threadfence();
-      const float2* ml = p.partial_ml + owner * p.max_chunks * kGroup + head;
-      const float* parts = p.partial + (owner * p.max_chunks * kGroup + head) * kHeadDim + d;
-      top = -INFINITY;
-      for (int c = 0; c < chunks; ++c) top = fmaxf(top, __ldcg(&ml[c * kGroup]).x);
-      total = 0;
-      value = make_float4(0, 0, 0, 0);
+#pragma unroll
+      for (int h = 0; h < kGroup; ++h) {
+        top[h] = -INFINITY;
+        total[h] = 0;
+        value[h] = make_float4(0, 0, 0, 0);
+      }
       for (int c = 0; c < chunks; ++c) {
-        add(__ldcg(reinterpret_cast<const float4*>(parts + c * kGroup * kHeadDim)), __ldcg(&ml[c * kGroup]));
+        size_t part = (owner * p.max_chunks + c) * kGroup;
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) {
+          add(h, __ldcg(reinterpret_cast<const float4*>(p.partial + (part + h) * kHeadDim + d)), __ldcg(p.partial_ml + part + h));
+        }
       }
       store();
-      if (lane == 0) p.arrived[owner * kGroup + head] = 0;
+      if (lane == 0) p.arrived[owner] = 0;
     }
     return;
   }
@@ -372,8 +391,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
     int buffer = turn & 1;
-    BarrierWait(taken + 8 * buffer, ((turn >> 1) & 1) ^ 1);
-    ++turn;
+    if (turn >= 2) BarrierWait(taken + 8 * ((turn - 2) & 3), ((turn - 2) >> 2) & 1);
     if (g < kGroup) {
       float* mine = merge + ((buffer * kWarps + warp) * kGroup + g) * kHeadDim;
       if constexpr (kFp8) {
@@ -388,7 +406,8 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
       if (t == 0) merge_ml[(buffer * kWarps + warp) * kGroup + g] = make_float2(maximum, sum);
     }
     __syncwarp();
-    if (lane == 0) BarrierArrive(handed + 8 * buffer);
+    if (lane == 0) BarrierArrive(handed + 8 * (turn & 3));
+    ++turn;
   }
 }
 
