@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
       BarrierInit(empty + 8 * s, kWarps);
     }
     for (int finisher = 0; finisher < 4; ++finisher) {
-      BarrierInit(handed + 8 * finisher, kWarps);
-      BarrierInit(taken + 8 * finisher, 1);
+      BarrierInit(handed + 8 * finisher, kWarps * 32);
+      BarrierInit(taken + 8 * finisher, 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -189,17 +189,15 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
         total[h] = 0;
         value[h] = make_float4(0, 0, 0, 0);
       }
-      // Folds one more part of head h in; parts come in a fixed order, so rounding does too.
+      // Adds a part of head h whose maximum is ml.x <= top[h]; parts come in a fixed order, so rounding does too.
       auto add = [&](int h, float4 part, float2 ml) {
         if (ml.x == -INFINITY) return;  // no tokens: nothing, and nothing stale either
-        float raised = fmaxf(top[h], ml.x);
-        float keep = Exp2(top[h] - raised), factor = Exp2(ml.x - raised);
-        top[h] = raised;
-        total[h] = total[h] * keep + ml.y * factor;
-        value[h].x = value[h].x * keep + part.x * factor;
-        value[h].y = value[h].y * keep + part.y * factor;
-        value[h].z = value[h].z * keep + part.z * factor;
-        value[h].w = value[h].w * keep + part.w * factor;
+        float factor = Exp2(ml.x - top[h]);
+        total[h] += ml.y * factor;
+        value[h].x += part.x * factor;
+        value[h].y += part.y * factor;
+        value[h].z += part.z * factor;
+        value[h].w += part.w * factor;
       };
       auto store = [&] {
 #pragma unroll
@@ -214,14 +212,19 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
       handed_parity ^= 1;
       const float* sums = merge + (finisher & 1) * kWarps * kGroup * kHeadDim + d;
       const float2* sums_ml = merge_ml + (finisher & 1) * kWarps * kGroup;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) top[h] = fmaxf(top[h], sums_ml[w * kGroup + h].x);
+      }
+#pragma unroll
       for (int w = 0; w < kWarps; ++w) {
 #pragma unroll
         for (int h = 0; h < kGroup; ++h) {
           add(h, *reinterpret_cast<const float4*>(sums + (w * kGroup + h) * kHeadDim), sums_ml[w * kGroup + h]);
         }
       }
-      __syncwarp();
-      if (lane == 0) BarrierArrive(taken + 8 * finisher);
+      BarrierArrive(taken + 8 * finisher);
       int chunks = (item.w + p.split - 1) / p.split;
       if (chunks == 1) {
         store();
@@ -246,6 +249,12 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
         top[h] = -INFINITY;
         total[h] = 0;
         value[h] = make_float4(0, 0, 0, 0);
+      }
+      for (int c = 0; c < chunks; ++c) {
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) {
+          top[h] = fmaxf(top[h], __ldcg(p.partial_ml + (owner * p.max_chunks + c) * kGroup + h).x);
+        }
       }
       for (int c = 0; c < chunks; ++c) {
         size_t part = (owner * p.max_chunks + c) * kGroup;
@@ -405,8 +414,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32 + kGroup * 32, 1)
       }
       if (t == 0) merge_ml[(buffer * kWarps + warp) * kGroup + g] = make_float2(maximum, sum);
     }
-    __syncwarp();
-    if (lane == 0) BarrierArrive(handed + 8 * (turn & 3));
+    BarrierArrive(handed + 8 * (turn & 3));
     ++turn;
   }
 }

@@ -142,8 +142,15 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
   }
   LaunchDependents();
 
+  // A CTA must outlive its peers' reads of its exchange buffer.
+  auto leave = [&] {
+    if (splits > 1) asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+  };
   if (threadIdx.x >= kConsumers) {
-    if (threadIdx.x != kConsumers) return;
+    if (threadIdx.x != kConsumers) {
+      leave();
+      return;
+    }
     uint64_t stream_once = EvictFirst(), keep = EvictLast();
     int my_tiles = first_tile < tiles ? (tiles - first_tile + tile_step - 1) / tile_step : 0;
     int total = my_tiles * k_count;
@@ -172,6 +179,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
         parity ^= 1;
       }
     }
+    leave();
     return;
   }
 
@@ -275,8 +283,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
     }
     tile_parity ^= 1;
   }
-  // A CTA must outlive its peers' reads of its exchange buffer.
-  if (splits > 1 && wrote) BarrierWait(drained, tile_parity ^ 1);
+  leave();
 }
 
 // The same product with the work cut evenly: the (row tile, K stage) pairs, in that order, are dealt in equal runs to exactly gridDim.x
@@ -349,7 +356,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
   uint32_t parity = 0;
   int next = 0;
   for (int unit = begin; unit < end; unit = next) {
-    int tile = unit / p.k_chunks, k0 = unit % p.k_chunks;
+    int tile = unit / p.k_chunks;
     next = min(end, (tile + 1) * p.k_chunks);
     float sum[kTokens / 2];
 #pragma unroll
