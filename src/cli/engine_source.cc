@@ -75,7 +75,11 @@ Result<ResolvedEngine> ResolveEngine(const EngineSource& source) {
   if (code) return Error(Code::kInternal, fmt::format("{}: cannot create: {}", cache.string(), code.message()));
   fs::path engine = cache / EngineFingerprint(checkpoint, source.build).substr(0, 32);
   FileLock lock(engine.string() + ".lock");
-  if (IsEngine(engine)) return ResolvedEngine{engine, name};
+  if (IsEngine(engine)) {
+    auto opened = OpenEngine(engine, Verify::kHeader);
+    if (opened.ok()) return ResolvedEngine{engine, name};
+    LOG_WARNING("the cached engine cannot be used and is built again: {}", opened.error().message());
+  }
   Nanos begin = SystemClock::Get().Now();
   ProgressLine line("build", "steps", SystemClock::Get());
   RETURN_IF_ERROR(BuildEngine(checkpoint, source.build, engine, [&](const BuildProgress& progress) {
