@@ -79,7 +79,7 @@ def run(program, model, load, settings, duration, folder, seed):
     level = json.loads(done.stdout)["levels"][0]
     return {"tokens_per_s": level["tokens_per_s"], "ttft_ms_p50": level["ttft_ms"]["p50"],
             "ttft_ms_p99": level["ttft_ms"]["p99"], "itl_ms_p50": level["itl_token_ms"]["p50"],
-            "itl_ms_p99": level["itl_token_ms"]["p99"], "failed": level["failed"], "command": " ".join(command)}
+            "itl_ms_p99": level["itl_token_ms"]["p99"], "failed": level["requests"]["failed"], "command": " ".join(command)}
 
 
 def median_of(rows):
