@@ -67,9 +67,12 @@ CpuBackend::CpuBackend(Model& model, const CpuBackendConfig& config, const Clock
 CpuBackend::~CpuBackend() = default;
 
 size_t CpuBackend::KvBytesPerBlock(const ModelConfig& m, int32_t tokens_per_block, DType dtype) {
-  return size_t{2} * static_cast<size_t>(m.num_hidden_layers) * static_cast<size_t>(m.num_key_value_heads) *
-         static_cast<size_t>(m.head_dim) * static_cast<size_t>(tokens_per_block) *
-         static_cast<size_t>(InfoOf(dtype).block_bytes);
+  return ekiben::KvBytesPerBlock({.layers = m.num_hidden_layers,
+                                  .kv_heads = m.num_key_value_heads,
+                                  .head_dim = m.head_dim,
+                                  .tokens_per_block = tokens_per_block,
+                                  .blocks = 1,
+                                  .dtype = dtype});
 }
 
 std::vector<MemoryLine> CpuBackend::memory() const {
