@@ -64,7 +64,7 @@ struct Engine {
 };
 
 // Copies the linear weights into one allocation of huge pages, in the order of a step, and lets the tensors point
-// there. A file's pages are 4 KiB: walking their page tables costs 10 % and more of the read bandwidth at one token.
+// there. A file's pages are 4 KiB: walking their page tables costs read bandwidth at one token (linear_bench).
 // Costs the weights' bytes of memory and one read of them.
 void HoldInHugePages(Engine& engine);
 

@@ -4,8 +4,8 @@
 // A few channels of a language model are tens of times larger than the rest and would cost their group its precision
 // (mean KL 5.3e-3 on SmolLM2, over the bound). So where a group's maximum exceeds kOutlierRatio times the token's root
 // mean square, what rounding left over is quantised again into a second record (8 + 8 bits): 10 % of the groups, and
-// KL 1.4e-3 over the golden prompts. bench/results/quant_study.json has what else was tried; a ratio of 10 lets a kind
-// of token through that alone costs 3e-3. A linear treats both records alike and adds them in this order.
+// KL 1.4e-3 over the golden prompts. bench/results/quant_study.json has what else was tried; a ratio of 10 was
+// worse. A linear treats both records alike and adds them in this order.
 //
 // Because a token's codes never depend on its neighbours, results are bit-equal in any batch.
 // Non-finite inputs give unspecified numbers but touch no memory out of bounds.
