@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Runs every test program and suite, one after the other, and closes with "N passed, N failed, N skipped".
 
-usage: tools/run_tests.py --build build/release [--quick] [--only NAME]
+usage: tools/run_tests.py --build build/release [--quick] [--only NAME] [--sanitizer asan|tsan]
 
 Unit tests are GoogleTest programs; their counts come from their own JSON reports. A suite is a command that prints its
 counts in a last line of the same form. A suite that dies without one counts as one failure.
+
+With --sanitizer the build is one of the sanitizer presets: programs and the client suites run against it, a report of the
+sanitizer is a failure, and every time limit is longer. tsan runs what has threads.
 """
 import argparse
 import json
@@ -21,11 +24,21 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COUNT_LINE = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
+# By sanitizer: how much longer things may take, and what its run time is told. Leaks count, of the server too.
+SANITIZERS = {
+    "asan": (4, {"ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
+                 "UBSAN_OPTIONS": "print_stacktrace=1"}),
+    "tsan": (10, {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:detect_deadlocks=1"}),
+}
+TSAN_PROGRAMS = ("api_test", "backend_test", "device_test", "executor_test", "http_test", "load_test", "model_test",
+                 "ops_test", "serve_test", "simulation_test")
+SANITIZER_REPORT = re.compile(r"(ERROR|WARNING): (Address|Leak|Thread)Sanitizer|runtime error: ")
 PYTEST_COUNTS = re.compile(r"(\d+) (passed|failed|error|errors|skipped)\b")
 
 
 class Totals:
-    def __init__(self):
+    def __init__(self, sanitizer=None):
+        self.time_scale = SANITIZERS[sanitizer][0] if sanitizer else 1
         self.passed = self.failed = self.skipped = 0
         self.failures = []
 
@@ -43,6 +56,7 @@ def run_gtest(program, totals, seconds_max):
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report.json"
         begin = time.monotonic()
+        seconds_max *= totals.time_scale
         try:
             run = subprocess.run([str(program), f"--gtest_output=json:{report}", "--gtest_brief=1"], cwd=ROOT,
                                  capture_output=True, text=True, timeout=seconds_max, errors="replace")
@@ -86,6 +100,7 @@ def run_suite(name, command, totals, env=None, seconds_max=1200):
 
 def run_pytest(suite, python, totals, env, seconds_max=900):
     begin = time.monotonic()
+    seconds_max *= totals.time_scale
     command = [python, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(suite)]
     try:
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds_max, errors="replace",
@@ -153,10 +168,10 @@ class Server:
                 time.sleep(0.1)
         return False
 
-    def stop(self):
+    def stop(self, seconds):
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(timeout=30)
+            return self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return -9
@@ -179,6 +194,13 @@ def oracle_suites(build, totals, only):
         run_suite(f"oracle {name}", command, totals)
 
 
+def sanitizer_reports(log):
+    """The first lines of each report in a server's log."""
+    lines = pathlib.Path(log).read_text(errors="replace").split("\n")
+    starts = [i for i, line in enumerate(lines) if SANITIZER_REPORT.search(line)]
+    return ["\n".join(lines[i : i + 40]) for i in starts[:3]]
+
+
 def client_suites(build, totals, only):
     program, model = build / "ekiben", os.environ.get("EKIBEN_TEST_MODEL", "")
     suites = sorted((ROOT / "tests" / "conformance").glob("test_*.py")) + sorted((ROOT / "tests" / "e2e").glob("test_*.py"))
@@ -191,7 +213,7 @@ def client_suites(build, totals, only):
     python = python_for("conformance", ROOT / "tests" / "conformance" / "requirements.txt")
     server = Server(program, model)
     try:
-        if python is None or not server.wait_ready(180):
+        if python is None or not server.wait_ready(180 * totals.time_scale):
             print(open(server.log.name).read()[-4000:])
             totals.add("conformance", 0, len(suites), 0, 0)
             return
@@ -200,8 +222,12 @@ def client_suites(build, totals, only):
                                                "EKIBEN_PID": str(server.process.pid)})
     finally:
         begin = time.monotonic()
-        code = server.stop()
-        totals.add("serve ends by SIGTERM", int(code == 0), int(code != 0), 0, time.monotonic() - begin)
+        code = server.stop(30 * totals.time_scale)
+        reports = sanitizer_reports(server.log.name)
+        bad = code != 0 or bool(reports)
+        for report in reports:
+            print(report)
+        totals.add("serve ends by SIGTERM", int(not bad), int(bad), 0, time.monotonic() - begin)
 
 
 def main():
@@ -209,18 +235,24 @@ def main():
     parser.add_argument("--build", type=pathlib.Path, required=True)
     parser.add_argument("--quick", action="store_true", help="unit tests and lint only")
     parser.add_argument("--only", default="", help="only what has this in its name")
+    parser.add_argument("--sanitizer", choices=sorted(SANITIZERS), help="what the build is instrumented with")
     args = parser.parse_args()
     build = args.build.resolve()
-    totals = Totals()
+    totals = Totals(args.sanitizer)
+    if args.sanitizer:
+        os.environ.update(SANITIZERS[args.sanitizer][1], EKIBEN_SANITIZER=args.sanitizer)
     begin = time.monotonic()
     for program in sorted(build.rglob("*_test")):
-        if program.is_file() and os.access(program, os.X_OK) and args.only in program.name:
+        if not program.is_file() or not os.access(program, os.X_OK) or args.only not in program.name:
+            continue
+        if args.sanitizer != "tsan" or program.name in TSAN_PROGRAMS:
             run_gtest(program, totals, 900)
-    if args.only in "tidy":
+    if args.only in "tidy" and not args.sanitizer:
         unittest_counts("tidy_test", ROOT / "tools" / "tidy_test.py", totals)
         run_suite("tidy", ["tools/tidy"] + ([] if args.quick else ["--headers"]), totals)
     if not args.quick:
-        oracle_suites(build, totals, args.only)
+        if not args.sanitizer:
+            oracle_suites(build, totals, args.only)
         client_suites(build, totals, args.only)
     print(f"{time.monotonic() - begin:.0f} s" + (f"; failed: {', '.join(totals.failures)}" if totals.failures else ""))
     print(f"{totals.passed} passed, {totals.failed} failed, {totals.skipped} skipped")

@@ -423,8 +423,9 @@ Result<std::unique_ptr<App>> CreateApp(serve::Service& service, http::Server& se
   for (const std::string& key : config.api_keys)
     if (key.empty()) return Error(Code::kInvalid, "api_keys: an empty key would let everyone in", "api_keys");
   auto app = std::make_unique<Routes>(service, server, clock, std::move(config));
-  server.SetHandler(
-      [routes = app.get()](http::Request request, Writer writer) { routes->Handle(std::move(request), writer); });
+  server.SetHandler([routes = app.get()](http::Request request, const Writer& writer) {
+    routes->Handle(std::move(request), writer);
+  });
   server.SetErrorBody(WordRefusal);
   return std::unique_ptr<App>(std::move(app));
 }

@@ -18,7 +18,6 @@ using http::testing::Call;
 using http::testing::Format;
 using http::testing::RawClient;
 using http::testing::RawResponse;
-using serve::testing::ByteTokenizer;
 using testing::TestServer;
 using testing::TestServerOptions;
 
@@ -410,6 +409,7 @@ TEST_F(AppTest, DrainUnderFiftyStreams) {
   Start(options);
   constexpr int kStreams = 50;
   std::vector<std::thread> clients;
+  clients.reserve(kStreams);
   std::atomic<int> begun{0}, whole{0};
   for (int i = 0; i < kStreams; ++i) {
     clients.emplace_back([&] {

@@ -54,10 +54,10 @@ class [[nodiscard]] Error {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}
+  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-*): `return Error(...)`
   template <class U = T>
   requires(std::constructible_from<T, U> && !std::same_as<std::remove_cvref_t<U>, Result> &&
-           !std::same_as<std::remove_cvref_t<U>, Error>) Result(U&& value)
+           !std::same_as<std::remove_cvref_t<U>, Error>) Result(U&& value)  // NOLINT(google-*,bugprone-*)
       : state_(std::in_place_index<0>, std::forward<U>(value)) {}
 
   bool ok() const { return state_.index() == 0; }
@@ -87,7 +87,7 @@ template <>
 class [[nodiscard]] Result<void> {
  public:
   Result() = default;
-  Result(Error error) : error_(std::in_place_index<1>, std::move(error)) {}
+  Result(Error error) : error_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-*): `return Error(...)`
   bool ok() const { return error_.index() == 0; }
   explicit operator bool() const { return ok(); }
   void operator*() const {}
