@@ -65,7 +65,7 @@ Result<json::object> Message(const std::string& field, const json::value& value)
   const json::value* content = out.if_contains("content");
   if (content != nullptr && content->is_array()) {
     ASSIGN_OR_RETURN(std::string text, JoinParts(field + ".content", content->get_array()));
-    out["content"] = std::move(text);
+    out["content"] = text;
   } else if (content == nullptr || content->is_null()) {
     if (!assistant) return Invalid(field + ".content", "missing");
     out["content"] = "";

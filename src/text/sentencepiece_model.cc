@@ -7,6 +7,7 @@
 #include <cstring>
 #include <optional>
 
+#include "text/byte_cursor.h"
 #include "text/sentencepiece.h"
 #include "text/tokenizer_files.h"
 
@@ -17,24 +18,24 @@ namespace {
 // The wire format: a sequence of (field number, value), values a varint, 4 or 8 bytes, or a counted string.
 class WireReader {
  public:
-  explicit WireReader(std::string_view in) : in_(in) {}
+  explicit WireReader(std::string_view in) : cursor_(in) {}
   // Advances to the next field; false at the end or where the bytes are damaged (bad()).
   bool Next() {
-    if (in_.empty() || bad_) return false;
+    if (cursor_.left() == 0 || bad()) return false;
     uint64_t key = Varint();
     number_ = key >> 3;
     type_ = key & 7;
     switch (type_) {
       case 0: value_ = Varint(); break;
-      case 1: bytes_ = Take(8); break;
-      case 2: bytes_ = Take(Varint()); break;
-      case 5: bytes_ = Take(4); break;
-      default: bad_ = true;
+      case 1: bytes_ = cursor_.Take(8); break;
+      case 2: bytes_ = cursor_.Take(Varint()); break;
+      case 5: bytes_ = cursor_.Take(4); break;
+      default: cursor_.SetBad();
     }
-    if (number_ == 0) bad_ = true;
-    return !bad_;
+    if (number_ == 0) cursor_.SetBad();
+    return !bad();
   }
-  bool bad() const { return bad_; }
+  bool bad() const { return cursor_.bad(); }
   bool Is(uint64_t number, uint64_t type) const { return number_ == number && type_ == type; }
   uint64_t value() const { return value_; }
   std::string_view bytes() const { return bytes_; }
@@ -43,26 +44,16 @@ class WireReader {
   uint64_t Varint() {
     uint64_t value = 0;
     for (int shift = 0; shift < 64; shift += 7) {
-      if (in_.empty()) break;
-      auto byte = static_cast<unsigned char>(in_[0]);
-      in_.remove_prefix(1);
+      std::string_view next = cursor_.Take(1);
+      if (next.empty()) return 0;
+      auto byte = static_cast<unsigned char>(next[0]);
       value |= static_cast<uint64_t>(byte & 0x7F) << shift;
       if (byte < 0x80) return value;
     }
-    bad_ = true;
+    cursor_.SetBad();
     return 0;
   }
-  std::string_view Take(uint64_t count) {
-    if (bad_ || count > in_.size()) {
-      bad_ = true;
-      return {};
-    }
-    std::string_view bytes = in_.substr(0, count);
-    in_.remove_prefix(count);
-    return bytes;
-  }
-  std::string_view in_;
-  bool bad_ = false;
+  ByteCursor cursor_;
   uint64_t number_ = 0, type_ = 0, value_ = 0;
   std::string_view bytes_;
 };

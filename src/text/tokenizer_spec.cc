@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "base/mapped_file.h"
+#include "text/byte_cursor.h"
 
 namespace ekiben::text {
 
@@ -48,31 +49,29 @@ class Writer {
   std::string out_;
 };
 
-// Reads past the end set `bad` and yield zeros, so that callers check once.
-class Reader {
+// Past the end everything reads as zero or empty, and bad() says so.
+class Reader : public ByteCursor {
  public:
-  explicit Reader(std::string_view in) : in_(in) {}
-  bool bad() const { return bad_; }
-  size_t left() const { return in_.size(); }
+  using ByteCursor::ByteCursor;
 
   template <class T>
   T Number() {
     T value{};
     std::string_view bytes = Take(sizeof(T));
-    if (!bad_) std::memcpy(&value, bytes.data(), sizeof(T));
+    if (!bad()) std::memcpy(&value, bytes.data(), sizeof(T));
     return value;
   }
   bool Flag() {
     uint8_t value = Number<uint8_t>();
-    if (value > 1) bad_ = true;
+    if (value > 1) SetBad();
     return value == 1;
   }
   std::string Text() { return std::string(Take(Number<uint64_t>())); }
   template <class T>
   std::vector<T> Array() {
     uint64_t count = Number<uint64_t>();
-    if (bad_ || count > in_.size() / sizeof(T)) {
-      bad_ = true;
+    if (bad() || count > left() / sizeof(T)) {
+      SetBad();
       return {};
     }
     std::vector<T> values(count);
@@ -83,28 +82,15 @@ class Reader {
   std::vector<std::string> Texts() {
     std::vector<uint32_t> sizes = Array<uint32_t>();
     std::vector<std::string> texts(sizes.size());
-    for (size_t i = 0; i < sizes.size() && !bad_; ++i) texts[i] = Take(sizes[i]);
+    for (size_t i = 0; i < sizes.size() && !bad(); ++i) texts[i] = Take(sizes[i]);
     return texts;
   }
   template <class Enum>
   Enum Choice(Enum last) {
     uint8_t value = Number<uint8_t>();
-    if (value > static_cast<uint8_t>(last)) bad_ = true;
-    return bad_ ? Enum{} : static_cast<Enum>(value);
+    if (value > static_cast<uint8_t>(last)) SetBad();
+    return bad() ? Enum{} : static_cast<Enum>(value);
   }
-
- private:
-  std::string_view Take(uint64_t count) {
-    if (bad_ || count > in_.size()) {
-      bad_ = true;
-      return {};
-    }
-    std::string_view bytes = in_.substr(0, count);
-    in_.remove_prefix(count);
-    return bytes;
-  }
-  std::string_view in_;
-  bool bad_ = false;
 };
 
 void WriteAdded(const std::vector<AddedToken>& added, Writer& writer) {
