@@ -14,27 +14,59 @@ void AddSwitch(CLI::App& app, const std::string& name, bool& value, const std::s
       ->default_str(value ? "enable" : "disable");
 }
 
-void AddBuildOptions(CLI::App& app, BuildConfig& b) {
-  constexpr const char* kGroup = "Build";
-  auto add = [&](CLI::Option* option) { option->group(kGroup)->capture_default_str(); };
-  add(app.add_option("--dtype", b.dtype,
-                     "Linear layers: auto keeps a quantised checkpoint's bits (int4, int8) and floats as bf16; or f32, "
-                     "bf16, int8, int4"));
-  add(app.add_option("--max_batch_size", b.max_batch_size, "Sequences of one step"));
-  add(app.add_option("--max_num_tokens", b.max_num_tokens, "Tokens of one step, context and generation"));
-  add(app.add_option("--max_seq_len", b.max_seq_len, "Tokens of one sequence, prompt and output; 0: the model's"));
-  add(app.add_option("--max_input_len", b.max_input_len, "Tokens of a prompt; 0: max_seq_len - 1"));
-  add(app.add_option("--max_beam_width", b.max_beam_width, "1: beam search is not offered"));
-  add(app.add_option("--opt_num_tokens", b.opt_num_tokens,
-                     "Token count to choose kernels for when multiple_profiles is disabled; 0: max_batch_size"));
-  add(app.add_option("--tokens_per_block", b.tokens_per_block, "Tokens of one KV block, a power of two"));
-  add(app.add_option("--gemm_plugin", b.gemm_plugin, "auto, or disable for our own kernels (all there are on a CPU)"));
-  add(app.add_option("--kv_cache_type", b.kv_cache_type, "paged"));
+namespace {
+
+constexpr const char* kBuildGroup = "Build";
+
+void Grouped(CLI::Option* option) {
+  option->group(kBuildGroup)->capture_default_str();
+}
+
+// Options that are part of the engine itself.
+void AddPackingOptions(CLI::App& app, BuildConfig& b) {
+  Grouped(app.add_option(
+      "--dtype", b.dtype,
+      "Linear layers: auto keeps a quantised checkpoint's bits (int4, int8) and floats as bf16; or f32, bf16, int8, "
+      "int4"));
+  Grouped(app.add_option("--max_beam_width", b.max_beam_width, "1: beam search is not offered"));
+  Grouped(app.add_option("--opt_num_tokens", b.opt_num_tokens,
+                         "Token count to choose kernels for when multiple_profiles is disabled; 0: max_batch_size"));
+  Grouped(app.add_option("--tokens_per_block", b.tokens_per_block, "Tokens of one KV block, a power of two"));
+  Grouped(app.add_option("--gemm_plugin", b.gemm_plugin,
+                         "disable: our own kernels; auto comes to the same on a CPU, which has no library to plug in"));
+  Grouped(app.add_option("--kv_cache_type", b.kv_cache_type, "paged"));
   AddSwitch(app, "--multiple_profiles", b.multiple_profiles,
             "Time the kernels for every bucket of token counts and keep the best of each");
   AddSwitch(app, "--use_paged_context_fmha", b.use_paged_context_fmha, "Context attention reads the paged cache");
-  app.get_option("--multiple_profiles")->group(kGroup);
-  app.get_option("--use_paged_context_fmha")->group(kGroup);
+  app.get_option("--multiple_profiles")->group(kBuildGroup);
+  app.get_option("--use_paged_context_fmha")->group(kBuildGroup);
+}
+
+}  // namespace
+
+void AddBuildOptions(CLI::App& app, BuildConfig& b) {
+  Grouped(app.add_option("--max_batch_size", b.max_batch_size, "Sequences of one step"));
+  Grouped(app.add_option("--max_num_tokens", b.max_num_tokens, "Tokens of one step, context and generation"));
+  Grouped(app.add_option("--max_seq_len", b.max_seq_len, "Tokens of one sequence, prompt and output; 0: the model's"));
+  Grouped(app.add_option("--max_input_len", b.max_input_len, "Tokens of a prompt; 0: max_seq_len - 1"));
+  AddPackingOptions(app, b);
+}
+
+void AddEngineOptions(CLI::App& app, EngineSource& source) {
+  constexpr const char* kGroup = "Limits (at most what the engine was built with; a checkpoint's engine takes any)";
+  const BuildConfig defaults;
+  RunLimits& l = source.limits;
+  auto add = [&](const char* name, int32_t& value, const std::string& help) {
+    app.add_option(name, value, help)->group(kGroup)->capture_default_str();
+  };
+  add("--max_batch_size", l.max_batch_size,
+      fmt::format("Sequences of one step; 0: the engine's, {} for a checkpoint", defaults.max_batch_size));
+  add("--max_num_tokens", l.max_num_tokens,
+      fmt::format("Tokens of one step, context and generation; 0: the engine's, {} for a checkpoint",
+                  defaults.max_num_tokens));
+  add("--max_seq_len", l.max_seq_len, "Tokens of one sequence, prompt and output; 0: the engine's, else the model's");
+  add("--max_input_len", l.max_input_len, "Tokens of a prompt; 0: the engine's, else max_seq_len - 1");
+  AddPackingOptions(app, source.build);
 }
 
 void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
@@ -52,6 +84,8 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   static const std::map<std::string, ChunkingPolicy> kChunking = {
       {"first_come_first_served", ChunkingPolicy::kFirstComeFirstServed},
       {"equal_progress", ChunkingPolicy::kEqualProgress}};
+  static const std::map<std::string, ContextAdmissionPolicy> kAdmission = {{"paced", ContextAdmissionPolicy::kPaced},
+                                                                           {"greedy", ContextAdmissionPolicy::kGreedy}};
   ExecutorConfig& e = o.executor;
   add(app.add_option("--backend", o.backend,
                      "cpu, or fake: hashed tokens at no cost, to measure everything around the model")
@@ -70,6 +104,12 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
                      "first_come_first_served, or equal_progress")
           ->transform(CLI::CheckedTransformer(kChunking))
           ->default_str("first_come_first_served"));
+  add(app.add_option(
+             "--context_admission_policy", e.context_admission_policy,
+             "paced: a step takes half of the waiting prompts, and those who came together leave apart; greedy: "
+             "all that fit")
+          ->transform(CLI::CheckedTransformer(kAdmission))
+          ->default_str("paced"));
   add_switch("--enable_chunked_context", e.enable_chunked_context,
              "Split long prompts over steps, so that generation goes on beside them");
   add_switch("--enable_kv_cache_reuse", e.enable_kv_cache_reuse, "Keep finished prefixes and reuse their blocks");
@@ -97,7 +137,7 @@ void AddEngineSource(CLI::App& app, EngineSource& source) {
          "An engine folder, a checkpoint (GGUF file or Hugging Face folder) or a tag of the model store; what is "
          "no engine yet is built once into the cache")
       ->required();
-  AddBuildOptions(app, source.build);
+  AddEngineOptions(app, source);
 }
 
 }  // namespace ekiben::cli

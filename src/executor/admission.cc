@@ -39,6 +39,9 @@ void ExecutorLoop::Plan() {
       .blocks_available = cache_.available(),
       .slots_free = static_cast<int32_t>(free_slots_.size()),
       .entries_max = plan_.capacity().table_edits - BlocksFor(config_.max_num_tokens) - 2 * config_.max_batch_size,
+      .long_starts_max = config_.context_admission_policy == ContextAdmissionPolicy::kPaced
+                             ? pace_.StartsMax(waiting_.size())
+                             : INT32_MAX,
       .any_running = !running_.empty(),
       .may_pause = false,
       .capacity = config_.batch_scheduler_policy,
@@ -327,6 +330,8 @@ bool ExecutorLoop::Launch() {
     return false;
   }
   NextFlight().ticket = *ticket;
+  pace_.Count(std::ranges::any_of(decision_.contexts,
+                                  [&](const auto& context) { return context.token_count > limits_.tokens_per_block; }));
   ++in_flight_;
   return true;
 }

@@ -14,19 +14,20 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "request/request.h"
-#include "schedule/plan_step.h"  // CapacityPolicy, BatchingStrategy, ChunkingPolicy
+#include "schedule/plan_step.h"  // the policies
 
 namespace ekiben {
 
 class Backend;
 
-// TensorRT-LLM's names; section 2.3 and 2.4 of its options. Each is read at start.
+// TensorRT-LLM's names, section 2.3 and 2.4 of its options, and context_admission_policy, ours. Each is read at start.
 struct ExecutorConfig {
   int32_t max_batch_size = 0;  // 0: the engine's
   int32_t max_num_tokens = 0;  // 0: the engine's
   CapacityPolicy batch_scheduler_policy = CapacityPolicy::kGuaranteedNoEvict;
   BatchingStrategy batching_strategy = BatchingStrategy::kInflightFusedBatching;
   ChunkingPolicy context_chunking_policy = ChunkingPolicy::kFirstComeFirstServed;
+  ContextAdmissionPolicy context_admission_policy = ContextAdmissionPolicy::kPaced;
   bool enable_chunked_context = true;
   bool enable_kv_cache_reuse = true;
   int32_t max_attention_window_size = 0;     // 0: max_seq_len; blocks wholly outside the window are given back

@@ -495,7 +495,10 @@ TEST(Executor, StaticBatchAdmitsOnlyWhenEmpty) {
 }
 
 TEST(Executor, WithoutChunkingAContextFitsWholeOrWaits) {
-  Harness h({}, {.max_num_tokens = 64, .enable_chunked_context = false, .enable_kv_cache_reuse = false});
+  Harness h({}, {.max_num_tokens = 64,
+                 .context_admission_policy = ContextAdmissionPolicy::kGreedy,
+                 .enable_chunked_context = false,
+                 .enable_kv_cache_reuse = false});
   for (uint64_t i = 1; i <= 3; ++i) {
     ASSERT_TRUE(h.executor->Submit(MakeRequest(i, Tokens(40, static_cast<TokenId>(i)), 5), &h.sink).ok());
   }
@@ -503,6 +506,21 @@ TEST(Executor, WithoutChunkingAContextFitsWholeOrWaits) {
     h.executor->Step();
     EXPECT_EQ(h.executor->stats().last_step_context_tokens, 40);
   }
+  h.Run();
+}
+
+TEST(Executor, PacedPromptsThatComeTogetherLeaveApart) {
+  Harness h({.tickets_max = 1}, {.max_num_tokens = 256, .enable_kv_cache_reuse = false});
+  for (uint64_t i = 1; i <= 2; ++i) {
+    ASSERT_TRUE(h.executor->Submit(MakeRequest(i, Tokens(40, static_cast<TokenId>(i)), 9), &h.sink).ok());
+  }
+  std::vector<int32_t> context_tokens;
+  for (int i = 0; i < 4; ++i) {
+    h.executor->Step();
+    context_tokens.push_back(h.executor->stats().last_step_context_tokens);
+  }
+  // The second one lets a step of the first's generation pass.
+  EXPECT_EQ(context_tokens, (std::vector<int32_t>{40, 0, 40, 0}));
   h.Run();
 }
 

@@ -169,6 +169,7 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   uint64_t launches_ = 0;
   StepPlan plan_;
   StepDecision decision_;
+  ContextPace pace_;
   std::vector<SequenceView> views_;  // of running_
   std::vector<Sequence*> viewed_;    // the sequences of views_
   std::vector<Sequence*> pulled_;    // the waiting sequences that PlanStep looked at, in order

@@ -129,10 +129,14 @@ void Planner::Admit(WaitingViews& waiting) {
     if (!view.block_keys.empty() || view.group != 0) out_.being_computed.push_back(view);
   }
   int32_t slots = limits_.slots_free, entries = limits_.entries_max;
+  int32_t long_starts = static_batch() ? INT32_MAX : limits_.long_starts_max;
+  if (out_.generations.empty() && out_.contexts.empty()) long_starts = std::max(long_starts, 1);  // never an idle step
   for (int32_t index = 0; slots > 0 && rows_left_ > 0 && (tokens_left_ > 0 || static_batch()); ++index) {
     const SequenceView* view = waiting.Next();
     if (view == nullptr) return;
     if (IsBeingComputed(*view)) continue;
+    bool is_long = view->tokens_left > limits_.tokens_per_block;
+    if (is_long && long_starts == 0) return;
     int32_t need = no_evict() ? view->blocks_to_end : view->blocks_context;
     if (need > blocks_to_promise_ || view->entries_reused > entries) return;
     int32_t take = Chunk(*view, equal_progress() ? std::min(tokens_left_, FirstShare(*view)) : tokens_left_);
@@ -142,6 +146,7 @@ void Planner::Admit(WaitingViews& waiting) {
     entries -= view->entries_reused;
     tokens_left_ -= take;
     --slots;
+    long_starts -= is_long;
     --rows_left_;
     out_.context_views.push_back(*view);
     out_.being_computed.push_back(*view);
@@ -172,6 +177,16 @@ void Planner::ShareOutEqually() {
 }
 
 }  // namespace
+
+int32_t ContextPace::StartsMax(size_t waiting) const {
+  if (waiting <= 1) return last_had_context_ && share_ < kOne / 2 ? 0 : 1;
+  return static_cast<int32_t>(std::min<size_t>((waiting + 1) / 2, INT32_MAX));
+}
+
+void ContextPace::Count(bool had_context) {
+  last_had_context_ = had_context;
+  share_ += ((had_context ? kOne : 0) - share_) / 10;
+}
 
 StepDecision::StepDecision(int32_t rows_max) {
   auto rows = static_cast<size_t>(rows_max);

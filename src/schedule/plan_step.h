@@ -19,6 +19,7 @@ namespace ekiben {
 
 enum class CapacityPolicy : uint8_t { kGuaranteedNoEvict, kMaxUtilization };
 enum class BatchingStrategy : uint8_t { kInflightFusedBatching, kV1 };  // kV1: static batches
+enum class ContextAdmissionPolicy : uint8_t { kPaced, kGreedy };
 enum class ChunkingPolicy : uint8_t { kFirstComeFirstServed, kEqualProgress };
 
 // What a policy may see of one sequence. Counts of blocks are of new ones, still to be taken from the pool; for a
@@ -54,10 +55,11 @@ struct StepLimits {
   int32_t max_num_tokens = 0;  // tokens of a step
   int32_t tokens_per_block = 1;
   int32_t blocks_available = 0;
-  int32_t slots_free = 0;           // sequences that may start
-  int32_t entries_max = INT32_MAX;  // block table entries that starting sequences may bring along
-  bool any_running = false;         // some sequence holds a slot, also one that has no row to run now
-  bool may_pause = false;           // no step is in flight, so blocks of a paused sequence return at once
+  int32_t slots_free = 0;               // sequences that may start
+  int32_t entries_max = INT32_MAX;      // block table entries that starting sequences may bring along
+  int32_t long_starts_max = INT32_MAX;  // starting sequences with more than a block of context; see ContextPace
+  bool any_running = false;             // some sequence holds a slot, also one that has no row to run now
+  bool may_pause = false;               // no step is in flight, so blocks of a paused sequence return at once
   CapacityPolicy capacity = CapacityPolicy::kGuaranteedNoEvict;
   BatchingStrategy batching = BatchingStrategy::kInflightFusedBatching;
   ChunkingPolicy chunking = ChunkingPolicy::kFirstComeFirstServed;
@@ -87,6 +89,29 @@ struct StepDecision {
 // REQUIRES: `running` in the order of their start. `decision` was made for at least max_batch_size rows.
 void PlanStep(std::span<const SequenceView> running, WaitingViews& waiting, const StepLimits& limits,
               StepDecision& decision);
+
+// kPaced: how many prompts a step takes when more would fit.
+//
+// Users who wait for their answer and then ask again stay in step with whoever started beside them: prompts computed in
+// one step end in one step and come back together, and each of them again waits for all (a cohort). A step of many
+// prompts also makes everyone who generates wait for it. So a step takes half of the waiting prompts, at least one; and
+// a prompt that waits alone right after a step with context lets one step of generation pass first, so that those two
+// come back two steps apart, where each finds the device free. That rest is taken only while less than half of the
+// recent steps had context: beyond, there is no room to spread into. Nothing is computed later than the next step but
+// one, and the tokens per second are the same (bench/results/cpu_ablation_context_admission_policy.json).
+// Thread: the executor's.
+class ContextPace {
+ public:
+  // For StepLimits::long_starts_max. 0 holds only while something generates.
+  int32_t StartsMax(size_t waiting) const;
+  // A step was launched. `had_context`: a row of more than a block of context.
+  void Count(bool had_context);
+
+ private:
+  static constexpr int32_t kOne = 1 << 16;
+  bool last_had_context_ = false;
+  int32_t share_ = 0;  // of recent steps with context, in kOne: a mean that forgets a tenth each step
+};
 
 // For tests and short lists.
 class WaitingSpan final : public WaitingViews {

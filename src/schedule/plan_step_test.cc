@@ -70,6 +70,39 @@ TEST(MicroBatch, BudgetsAreNeverExceeded) {
   EXPECT_EQ(Plan({}, {Context(4), Context(4)}, limits), "w0:4");
 }
 
+TEST(MicroBatch, LongStartsAreLimitedShortOnesAreNot) {
+  StepLimits limits = Limits();
+  limits.long_starts_max = 1;
+  EXPECT_EQ(Plan({Generation(1)}, {Context(20), Context(20)}, limits), "w0:20 g0");
+  EXPECT_EQ(Plan({Generation(1)}, {Context(16), Context(20), Context(16), Context(20)}, limits),
+            "w0:16 w1:20 w2:16 g0");
+  limits.long_starts_max = 0;
+  EXPECT_EQ(Plan({Generation(1)}, {Context(20)}, limits), "g0");
+  EXPECT_EQ(Plan({Generation(1)}, {Context(20), Context(3)}, limits), "g0");  // nobody overtakes
+  EXPECT_EQ(Plan({Context(30)}, {Context(20)}, limits), "r0:30");
+  EXPECT_EQ(Plan({}, {Context(20), Context(20)}, limits), "w0:20");  // no step stays empty for it
+  limits.batching = BatchingStrategy::kV1;
+  EXPECT_EQ(Plan({}, {Context(20), Context(20)}, limits), "w0:20 w1:20");
+}
+
+TEST(ContextPace, HalfOfTheWaitingAndARestForTheLone) {
+  ContextPace pace;
+  EXPECT_EQ(pace.StartsMax(0), 1);
+  EXPECT_EQ(pace.StartsMax(1), 1);
+  EXPECT_EQ(pace.StartsMax(2), 1);
+  EXPECT_EQ(pace.StartsMax(7), 4);
+  pace.Count(true);
+  EXPECT_EQ(pace.StartsMax(1), 0);
+  EXPECT_EQ(pace.StartsMax(2), 1);
+  pace.Count(false);
+  EXPECT_EQ(pace.StartsMax(1), 1);
+  for (int i = 0; i < 20; ++i) pace.Count(true);  // under load nobody rests
+  EXPECT_EQ(pace.StartsMax(1), 1);
+  for (int i = 0; i < 20; ++i) pace.Count(i % 3 == 0);
+  pace.Count(true);
+  EXPECT_EQ(pace.StartsMax(1), 0);
+}
+
 TEST(MicroBatch, FinishedInFlightTakesNoRow) {
   SequenceView done = Generation(12);
   done.tokens_left = 0;

@@ -83,6 +83,7 @@ World MakeWorld(Random& random, FakeClock& clock) {
   if (random.Chance(25)) c.max_attention_window_size = random.Between(3, b.max_seq_len);
   c.max_queue_size = random.Chance(30) ? random.Between(1, 10) : 1024;
   if (random.Chance(15)) c.max_queue_delay_microseconds = random.Between(1, 2000);
+  if (random.Chance(40)) c.context_admission_policy = ContextAdmissionPolicy::kGreedy;
   b.tokens_limit = c.max_num_tokens;
   b.attention_window = world.window();
   world.requests = random.Between(50, 70);
@@ -94,12 +95,13 @@ std::string Describe(const World& world) {
   const FakeBackendOptions& b = world.backend;
   const ExecutorConfig& c = world.config;
   return fmt::format(
-      "tickets {} blocks {}x{} max_seq_len {} max_batch_size {} max_num_tokens {} {} {} {}{}{} window {} queue {} "
+      "tickets {} blocks {}x{} max_seq_len {} max_batch_size {} max_num_tokens {} {} {} {}{}{}{} window {} queue {} "
       "delay {}us faults {}/{} nan 1/{}",
       b.tickets_max, b.blocks, b.tokens_per_block, b.max_seq_len, c.max_batch_size, c.max_num_tokens,
       c.batch_scheduler_policy == CapacityPolicy::kMaxUtilization ? "max_utilization" : "guaranteed_no_evict",
       c.batching_strategy == BatchingStrategy::kV1 ? "V1" : "inflight",
       c.context_chunking_policy == ChunkingPolicy::kEqualProgress ? "equal_progress" : "first_come",
+      c.context_admission_policy == ContextAdmissionPolicy::kGreedy ? " greedy" : "",
       c.enable_chunked_context ? "" : " unchunked", c.enable_kv_cache_reuse ? " reuse" : "", world.window(),
       c.max_queue_size, c.max_queue_delay_microseconds, b.launch_fails_at, b.finish_fails_at, world.nan_one_in);
 }
