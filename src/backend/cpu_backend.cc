@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 #include "base/arithmetic.h"
 
@@ -165,8 +167,7 @@ void CpuBackend::SampleRows() {
       RowResult& result = results_[index];
       // A scored chunk that does not end the prompt chooses nothing: no draw, no history.
       const Request& request = *slots_[static_cast<size_t>(row.slot.value)].request;
-      if (row.output == OutputKind::kAllLogits &&
-          static_cast<size_t>(row.position + row.token_count) < request.prompt.size())
+      if (row.output == OutputKind::kAllLogits && std::cmp_less(row.position + row.token_count, request.prompt.size()))
         continue;
       float* logits = logits_.as<float>() + int64_t{output.logits_row} * info_.vocab_size;
       PositionLogProbs* logprobs = &logprobs_[index];
@@ -186,11 +187,11 @@ void CpuBackend::PromptLogProbs(const PlanRow& row, int32_t first_logits_row, Ro
   const Request& request = *slots_[static_cast<size_t>(row.slot.value)].request;
   size_t first = prompt_logprobs_.size();
   for (int32_t i = 0; i < row.token_count; ++i) {
-    auto next = static_cast<size_t>(row.position + i + 1);
-    if (next >= request.prompt.size()) break;
+    int64_t next = int64_t{row.position} + i + 1;
+    if (next >= std::ssize(request.prompt)) break;
     PositionLogProbs& out = prompt_logprobs_.emplace_back();
-    sampler_.LogProbs(logits_.as<float>() + int64_t{first_logits_row + i} * info_.vocab_size, request.prompt[next],
-                      std::max(request.sampling.logprobs, 0), &out);
+    sampler_.LogProbs(logits_.as<float>() + int64_t{first_logits_row + i} * info_.vocab_size,
+                      request.prompt[static_cast<size_t>(next)], std::max(request.sampling.logprobs, 0), &out);
   }
   result.prompt_logprobs = std::span(prompt_logprobs_).subspan(first);
 }
