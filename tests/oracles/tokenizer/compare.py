@@ -4,6 +4,7 @@
     python -m venv venv && venv/bin/pip install -r requirements.txt
     venv/bin/python compare.py --tool BUILD/src/text/tokenizer_tool              # 100,000 strings each, and MB/s
     venv/bin/python compare.py --tool BUILD/src/text/tokenizer_tool --quick      # 5,000 strings each, no timing
+    ... --no-time --json FILE, then --time-only --json FILE     # the two halves, the second on a machine at rest
 
 Exit code 1 when anything differs.
 """
@@ -176,6 +177,21 @@ def machine():
     return {"cpu": model, "cores": os.cpu_count(), "python": sys.version.split()[0]}
 
 
+def write_results(args, results):
+    commit = subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    run = {"command": "compare.py " + " ".join(sys.argv[1:]), "commit": commit,
+           "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
+    runs = [run]
+    if args.time_only and args.json.exists():
+        before = json.loads(args.json.read_text())
+        runs = before["runs"] + runs
+        results = {name: {**entry, "speed": results[name]["speed"]} if name in results else entry
+                   for name, entry in before["results"].items()}
+    args.json.write_text(json.dumps({
+        "what": "tokenizers against their references: equality and MB/s on one core (by lines / whole)", "runs": runs,
+        "machine": machine(), "seed": args.seed, "results": results}, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tool", required=True, help="the built tokenizer_tool")
@@ -186,12 +202,13 @@ def main():
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/ekiben-oracles", help="downloaded vocabularies")
     parser.add_argument("--gguf", type=Path, help="SmolLM2's GGUF file, if it is here already")
     parser.add_argument("--no-time", action="store_true")
+    parser.add_argument("--time-only", action="store_true", help="no strings; adds the speed to --json's file")
     parser.add_argument("--json", type=Path, help="write results here")
     args = parser.parse_args()
     count = args.strings or (5_000 if args.quick else 100_000)
     args.cache.mkdir(parents=True, exist_ok=True)
     names = args.only.split(",") if args.only else [n for n, r in references.REFERENCES.items() if r[1] or not args.quick]
-    texts = strings.make_strings(count, args.seed) + repository_sources()
+    texts = [] if args.time_only else strings.make_strings(count, args.seed) + repository_sources()
     results, failed = {}, 0
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"
@@ -202,7 +219,7 @@ def main():
             reference = make(args.cache, args.gguf) if make is references.smollm2 else make(args.cache)
             tool = Tool(args.tool, reference.path, folder)
             inputs = [strings.assigned(t) for t in texts] if known_only else texts
-            checks = compare(reference, tool, inputs, args.seed)
+            checks = {} if args.time_only else compare(reference, tool, inputs, args.seed)
             wrong = sum(w for _, w in checks.values())
             failed += wrong
             entry = {"library": reference.library, "strings": len(inputs), "differences": wrong,
@@ -217,12 +234,7 @@ def main():
             print(f"{line}  ({time.perf_counter() - begin:.0f} s)", flush=True)
             results[name] = entry
     if args.json:
-        commit = subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        args.json.write_text(json.dumps({
-            "what": "tokenizers against their references: equality and MB/s on one core (by lines / whole)",
-            "command": "compare.py " + " ".join(a for a in sys.argv[1:]), "commit": commit, "machine": machine(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "seed": args.seed,
-            "results": results}, indent=1) + "\n")
+        write_results(args, results)
     print(f"{failed} differences")
     sys.exit(1 if failed else 0)
 
