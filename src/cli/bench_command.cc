@@ -93,7 +93,7 @@ void AddBenchCommand(CLI::App& app, Outcome& outcome) {
   command->add_option("--output", options->output, "Also write the JSON report to this file");
   command->add_option("--commit", b.commit, "Repeated in the report");
   command->add_flag("--json", options->json, "The report as JSON on standard output");
-  AddBuildOptions(*command, options->source.build);
+  AddEngineOptions(*command, options->source);
   AddRuntimeOptions(*command, options->stack);
   command->callback([options, command, &outcome] {
     if (command->count("--seed") > 0) options->bench.seed = options->seed;

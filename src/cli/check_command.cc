@@ -129,8 +129,8 @@ Result<CheckResult> CheckAll(const Engine& engine, const CheckOptions& options) 
 }
 
 Result<int> Run(const CheckOptions& options) {
-  ASSIGN_OR_RETURN(ResolvedEngine resolved, ResolveEngine(options.source));
-  ASSIGN_OR_RETURN(Engine engine, OpenEngine(resolved.path, Verify::kAll));
+  ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngineSource(options.source));
+  const Engine& engine = opened.engine;
   ASSIGN_OR_RETURN(CheckResult result, CheckAll(engine, options));
   const LogitComparison& c = result.comparison;
   const bool exact = engine.build.dtype == "f32";
@@ -139,7 +139,7 @@ Result<int> Run(const CheckOptions& options) {
   bool ok = (difference_limit == 0 || c.max_difference() < difference_limit) &&
             (kl_limit == 0 || c.mean_kl() < kl_limit) && (!exact || result.greedy_equal == result.greedy_total);
   if (options.json) {
-    json::object out{{"engine", resolved.path.string()},
+    json::object out{{"engine", engine.path.string()},
                      {"dtype", engine.build.dtype},
                      {"device", DescribeCpu()},
                      {"prompts", result.files},
@@ -155,7 +155,7 @@ Result<int> Run(const CheckOptions& options) {
                      {"ok", ok}};
     std::printf("%s\n", json::serialize(out).c_str());
   } else {
-    fmt::print("{} ({}, {}) against {}: {} prompts\n{}\n", resolved.model_name, engine.build.dtype, DescribeCpu(),
+    fmt::print("{} ({}, {}) against {}: {} prompts\n{}\n", opened.model_name, engine.build.dtype, DescribeCpu(),
                options.against, result.files, c.Describe());
     fmt::print("greedy tokens equal up to the first difference: {} of {}; whole on {} of {} prompts\n",
                result.greedy_equal, result.greedy_total, result.files_equal, result.files);

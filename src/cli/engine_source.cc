@@ -63,31 +63,54 @@ Result<fs::path> ResolveCheckpoint(const std::string& text) {
                fmt::format("'{}': no such file or folder, and as a tag: {}", text, model.error().message()));
 }
 
-Result<ResolvedEngine> ResolveEngine(const EngineSource& source) {
-  if (IsEngine(source.text)) return ResolvedEngine{source.text, ModelName(source.text)};
+namespace {
+
+Result<OpenedEngine> OpenBuilt(const fs::path& path, std::string model_name, const EngineSource& source) {
+  ASSIGN_OR_RETURN(Engine engine, OpenEngine(path, Verify::kAll));
+  ASSIGN_OR_RETURN(engine.build, CapBuilt(engine, source.build, source.limits));
+  return OpenedEngine{std::move(engine), std::move(model_name)};
+}
+
+Result<void> BuildIntoCache(const Checkpoint& checkpoint, const BuildConfig& build, const fs::path& engine) {
+  const Clock& clock = SystemClock::Get();
+  Nanos begin = clock.Now();
+  ProgressLine line("build", "steps", clock);
+  RETURN_IF_ERROR(BuildEngine(checkpoint, build, engine, [&](const BuildProgress& progress) {
+    line.Update(progress.done, progress.total, progress.stage);
+  }));
+  line.Done(
+      fmt::format("{} -> {} in {}", checkpoint.path.string(), engine.string(), HumanDuration(clock.Now() - begin)));
+  return {};
+}
+
+}  // namespace
+
+Result<OpenedEngine> OpenEngineSource(const EngineSource& source) {
+  if (IsEngine(source.text)) return OpenBuilt(source.text, ModelName(source.text), source);
   ASSIGN_OR_RETURN(fs::path path, ResolveCheckpoint(source.text));
-  if (IsEngine(path)) return ResolvedEngine{path, ModelName(source.text)};
+  if (IsEngine(path)) return OpenBuilt(path, ModelName(source.text), source);
   std::string name = fs::exists(source.text) ? ModelName(path) : source.text;
   ASSIGN_OR_RETURN(Checkpoint checkpoint, OpenCheckpoint(path));
+  ASSIGN_OR_RETURN(BuildConfig wanted, ResolveBuildConfig(WithLimits(source.build, source.limits), checkpoint.config));
+  const BuildConfig build = CacheBuild(wanted);
   fs::path cache = CacheFolder() / "engines";
   std::error_code code;
   fs::create_directories(cache, code);
   if (code) return Error(Code::kInternal, fmt::format("{}: cannot create: {}", cache.string(), code.message()));
-  fs::path engine = cache / EngineFingerprint(checkpoint, source.build).substr(0, 32);
-  FileLock lock(engine.string() + ".lock");
-  if (IsEngine(engine)) {
-    auto opened = OpenEngine(engine, Verify::kHeader);
-    if (opened.ok()) return ResolvedEngine{engine, name};
+  fs::path folder = cache / EngineFingerprint(checkpoint, build).substr(0, 32);
+  FileLock lock(folder.string() + ".lock");
+  if (IsEngine(folder)) {
+    auto opened = OpenEngine(folder, Verify::kAll);
+    if (opened.ok()) {
+      opened->build = wanted;
+      return OpenedEngine{*std::move(opened), name};
+    }
     LOG_WARNING("the cached engine cannot be used and is built again: {}", opened.error().message());
   }
-  Nanos begin = SystemClock::Get().Now();
-  ProgressLine line("build", "steps", SystemClock::Get());
-  RETURN_IF_ERROR(BuildEngine(checkpoint, source.build, engine, [&](const BuildProgress& progress) {
-    line.Update(progress.done, progress.total, progress.stage);
-  }));
-  line.Done(
-      fmt::format("{} -> {} in {}", path.string(), engine.string(), HumanDuration(SystemClock::Get().Now() - begin)));
-  return ResolvedEngine{engine, name};
+  RETURN_IF_ERROR(BuildIntoCache(checkpoint, build, folder));
+  ASSIGN_OR_RETURN(Engine engine, OpenEngine(folder, Verify::kAll));
+  engine.build = wanted;
+  return OpenedEngine{std::move(engine), name};
 }
 
 }  // namespace ekiben::cli

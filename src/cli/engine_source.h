@@ -1,26 +1,28 @@
 // ENGINE, a checkpoint or a store tag: whatever a user names, an engine comes out. What is no engine yet is built once
-// into the cache ($EKIBEN_CACHE, else ~/.cache/ekiben) under the hash of checkpoint, options and instruction set; two
-// processes that want the same one build it once (a file lock).
+// into the cache ($EKIBEN_CACHE, else ~/.cache/ekiben) under the hash of checkpoint, packing and instruction set; two
+// processes that want the same one build it once (a file lock). Limits are the run's (compile/run_limits.h).
 // Thread: main's.
 #pragma once
 #include <filesystem>
 #include <string>
 
 #include "compile/engine.h"
+#include "compile/run_limits.h"
 
 namespace ekiben::cli {
 
 struct EngineSource {
   std::string text;   // as the user wrote it
-  BuildConfig build;  // when a build is needed
+  BuildConfig build;  // when a build is needed; its limits are not read
+  RunLimits limits;
 };
 
-// The engine's folder, and the name that the API calls the model by.
-struct ResolvedEngine {
-  std::filesystem::path path;
+// The engine, verified and under the limits asked for, and the name that the API calls the model by.
+struct OpenedEngine {
+  Engine engine;
   std::string model_name;
 };
-Result<ResolvedEngine> ResolveEngine(const EngineSource& source);
+Result<OpenedEngine> OpenEngineSource(const EngineSource& source);
 
 // A checkpoint's path for a checkpoint path or store tag.
 Result<std::filesystem::path> ResolveCheckpoint(const std::string& text);

@@ -65,8 +65,8 @@ void PrintTable(const std::vector<OpTiming>& timings, const Roofline& roofline) 
 }
 
 Result<void> Run(const KernelsOptions& options) {
-  ASSIGN_OR_RETURN(ResolvedEngine resolved, ResolveEngine(options.source));
-  ASSIGN_OR_RETURN(Engine engine, OpenEngine(resolved.path, Verify::kAll));
+  ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngineSource(options.source));
+  Engine& engine = opened.engine;
   HoldInHugePages(engine);
   ASSIGN_OR_RETURN(LinearTuning tuning, ReadProfiles(engine.profiles));
   ThreadPool pool(options.threads > 0 ? options.threads
@@ -79,7 +79,7 @@ Result<void> Run(const KernelsOptions& options) {
     for (const OpTiming& t : timings) ops.push_back(ToJson(t, SharesOf(t, roofline)));
     json::object out{{"device", DescribeCpu()},
                      {"threads", pool.size()},
-                     {"engine", resolved.path.string()},
+                     {"engine", engine.path.string()},
                      {"peaks", ToJson(roofline)},
                      {"ops", std::move(ops)}};
     std::printf("%s\n", json::serialize(out).c_str());

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "backend/fake_backend.h"
+#include "backend/warm_up.h"
 #include "base/human.h"
 #include "compile/profile.h"
 
@@ -66,17 +67,16 @@ FakeBackendOptions FakeOptions(const CpuBackendConfig& sizes, int32_t vocab_size
 
 Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const StackOptions& options) {
   const Clock& clock = SystemClock::Get();
-  ASSIGN_OR_RETURN(ResolvedEngine resolved, ResolveEngine(source));
-  ASSIGN_OR_RETURN(Engine engine, OpenEngine(resolved.path, Verify::kAll));
-  if (options.weights_in_huge_pages && options.backend == "cpu") HoldInHugePages(engine);
-  auto stack = std::unique_ptr<Stack>(new Stack(std::move(engine)));
+  ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngineSource(source));
+  if (options.weights_in_huge_pages && options.backend == "cpu") HoldInHugePages(opened.engine);
+  auto stack = std::unique_ptr<Stack>(new Stack(std::move(opened.engine)));
   const Engine& e = stack->engine_;
-  stack->model_name_ = options.served_model_name.empty() ? resolved.model_name : options.served_model_name;
+  stack->model_name_ = options.served_model_name.empty() ? opened.model_name : options.served_model_name;
   if (e.tokenizer.tokens.empty())
     return Error(Code::kInvalid,
                  fmt::format("{}: the engine has no tokenizer, so it takes no text; build it again from a "
                              "checkpoint with one",
-                             resolved.path.string()));
+                             e.path.string()));
   ASSIGN_OR_RETURN(stack->tokenizer_, text::Tokenizer::Create(e.tokenizer));
   if (!e.tokenizer.chat_template.empty()) {
     auto parsed = text::ChatTemplate::Parse(e.tokenizer.chat_template);
@@ -110,6 +110,7 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   } else {
     ASSIGN_OR_RETURN(auto cpu, CpuBackend::Create(*stack->model_, backend, clock));
     stack->memory_ = cpu->memory();
+    RETURN_IF_ERROR(WarmUp(*cpu));
     stack->backend_ = std::move(cpu);
   }
   ASSIGN_OR_RETURN(stack->executor_, Executor::Create(*stack->backend_, executor, clock));

@@ -164,9 +164,17 @@ std::string EngineFingerprint(const Checkpoint& checkpoint, const BuildConfig& b
 
 Result<BuildConfig> ResolveBuildConfig(BuildConfig build, const ModelConfig& model) {
   RETURN_IF_ERROR(Validate(build, model));
+  if (build.multiple_profiles && build.opt_num_tokens != 0)
+    return Error(Code::kInvalid,
+                 fmt::format("opt_num_tokens: {} has no effect while multiple_profiles times every bucket of token "
+                             "counts; leave it out, or add --multiple_profiles disable",
+                             build.opt_num_tokens),
+                 "opt_num_tokens");
+  build.gemm_plugin = "disable";  // what auto comes to on a device without a GEMM library
   if (build.max_seq_len == 0) build.max_seq_len = model.max_position_embeddings;
   if (build.max_input_len == 0) build.max_input_len = build.max_seq_len - 1;
-  if (build.opt_num_tokens == 0) build.opt_num_tokens = std::min(build.max_batch_size, build.max_num_tokens);
+  if (!build.multiple_profiles && build.opt_num_tokens == 0)
+    build.opt_num_tokens = std::min(build.max_batch_size, build.max_num_tokens);
   return build;
 }
 

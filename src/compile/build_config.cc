@@ -29,7 +29,11 @@ Result<void> OneOf(std::string_view field, const std::string& value, std::initia
 Result<void> Validate(const BuildConfig& build, const ModelConfig& model) {
   RETURN_IF_ERROR(OneOf("dtype", build.dtype, {"auto", "f32", "bf16", "int8", "int4"}));
   RETURN_IF_ERROR(InRange("max_batch_size", build.max_batch_size, 1, 4096));
-  RETURN_IF_ERROR(InRange("max_num_tokens", build.max_num_tokens, build.max_batch_size, 1 << 16));
+  if (build.max_num_tokens < build.max_batch_size)
+    return Refuse("max_num_tokens", fmt::format("{} is under max_batch_size of {}: a step must be able to feed a token "
+                                                "of every sequence; raise it or lower max_batch_size",
+                                                build.max_num_tokens, build.max_batch_size));
+  RETURN_IF_ERROR(InRange("max_num_tokens", build.max_num_tokens, 1, 1 << 16));
   RETURN_IF_ERROR(InRange("max_seq_len", build.max_seq_len, 0, model.max_position_embeddings));
   int64_t seq_len = build.max_seq_len > 0 ? build.max_seq_len : model.max_position_embeddings;
   RETURN_IF_ERROR(InRange("max_input_len", build.max_input_len, 0, seq_len));
@@ -41,7 +45,10 @@ Result<void> Validate(const BuildConfig& build, const ModelConfig& model) {
     return Refuse("max_beam_width", fmt::format("{} is not offered: this version generates single sequences (use n > 1 "
                                                 "for several); the limit is 1",
                                                 build.max_beam_width));
-  RETURN_IF_ERROR(OneOf("gemm_plugin", build.gemm_plugin, {"auto", "disable"}));
+  if (build.gemm_plugin != "auto" && build.gemm_plugin != "disable")
+    return Refuse("gemm_plugin", fmt::format("'{}' is not offered: the CPU backend has its own kernels and no library "
+                                             "to take instead; the value is disable, or auto, which comes to the same",
+                                             build.gemm_plugin));
   if (build.kv_cache_type != "paged")
     return Refuse("kv_cache_type", fmt::format("'{}' is not offered by the CPU backend, which keeps keys and values in "
                                                "blocks only; the value is paged",

@@ -15,8 +15,16 @@
 namespace ekiben {
 namespace {
 
-constexpr Nanos kTimePerPoint = std::chrono::milliseconds(4);
-constexpr int kRounds = 3;
+// One walk takes at least the first and, all weights seen or not, little more than the second.
+constexpr Nanos kWalkMin = std::chrono::milliseconds(2);
+constexpr Nanos kWalkMax = std::chrono::milliseconds(5);
+// Walks of a variant that stays in the race, and of every one that enters it: a single walk may meet a disturbance.
+constexpr int kRounds = 5, kRoundsOfAll = 2;
+// Slower than the best by this after those, it is out of this bucket's race, and by more, of the next bucket's too:
+// what a variant costs changes little from one bucket to the next.
+constexpr double kContender = 1.06, kContenderNext = 1.3;
+// A call of this length averages disturbances by itself: one walk decides.
+constexpr double kLongCallUs = 20'000;
 // A variant must be this much faster than the built-in one to replace it: less is noise.
 constexpr double kGainMin = 1.03;
 
@@ -52,23 +60,19 @@ class Timer {
     for (size_t i = 0; i < x_.size() / sizeof(float); ++i) x_.as<float>()[i] = normal(rng);
   }
 
-  // Microseconds of one call: the best of a few walks over the weights, because interruptions only ever add time.
-  double Time(const std::vector<LinearWeight>& weights, int32_t tokens, const LinearTuning& tuning) {
+  // Microseconds of one call, over one walk along the weights.
+  double Walk(const std::vector<LinearWeight>& weights, int32_t tokens, const LinearTuning& tuning) {
     OpContext ctx{.pool = &pool_, .arena = &arena_, .isa = BestIsa(), .tuning = &tuning};
     TensorView x(x_.data(), DType::kF32, {tokens, weights.front().in_features});
     TensorView y(y_.data(), DType::kF32, {tokens, weights.front().out_features});
     const Clock& clock = SystemClock::Get();
-    double best = 1e30;
-    for (int round = 0; round < kRounds; ++round) {
-      Nanos begin = clock.Now(), end = begin;
-      int64_t calls = 0;
-      for (; calls < std::ssize(weights) || end - begin < kTimePerPoint; end = clock.Now()) {
-        Linear(ctx, y, x, weights[static_cast<size_t>(calls++ % std::ssize(weights))]);
-        if (end - begin > 20 * kTimePerPoint) break;
-      }
-      best = std::min(best, static_cast<double>((clock.Now() - begin).count()) * 1e-3 / static_cast<double>(calls));
+    Nanos begin = clock.Now(), spent{};
+    int64_t calls = 0;
+    while ((calls < std::ssize(weights) || spent < kWalkMin) && spent < kWalkMax) {
+      Linear(ctx, y, x, weights[static_cast<size_t>(calls++ % std::ssize(weights))]);
+      spent = clock.Now() - begin;
     }
-    return best;
+    return static_cast<double>(spent.count()) * 1e-3 / static_cast<double>(calls);
   }
 
  private:
@@ -77,32 +81,64 @@ class Timer {
   Buffer x_, y_;
 };
 
-// Times every variant; the fastest wins, the built-in one on a near tie.
-json::object ChooseVariant(Timer& timer, const std::vector<LinearWeight>& weights, int32_t tokens, int32_t bucket) {
-  const LinearWeight& w = weights.front();
-  std::string_view built_in = LinearTuning::BuiltIn(w, tokens).name;
-  std::span<const LinearVariant> variants = LinearVariants();
-  std::vector<double> us(variants.size());
-  size_t best = 0, standard = 0;
-  for (size_t i = 0; i < variants.size(); ++i) {
-    LinearTuning tuning;
-    tuning.Set(w.packing, w.out_features, w.in_features, LinearBucketOf(tokens), static_cast<int32_t>(i));
-    us[i] = timer.Time(weights, tokens, tuning);
-    if (us[i] < us[best]) best = i;
-    if (variants[i].name == built_in) standard = i;
+// The variants of one shape, timed bucket by bucket.
+class Race {
+ public:
+  explicit Race(const std::vector<LinearWeight>& weights)
+      : weights_(weights), us_(LinearVariants().size()), runs_(us_.size(), true) {}
+
+  // Times those that the bucket before left in; the fastest wins, the built-in one on a near tie. A variant's time is
+  // its best walk, because interruptions only ever add; walks take turns, so that a slow moment hits all alike.
+  json::object Run(Timer& timer, int32_t tokens, int32_t bucket) {
+    const LinearWeight& w = weights_.front();
+    size_t standard = IndexOf(LinearTuning::BuiltIn(w, tokens).name);
+    runs_[standard] = true;
+    std::vector<bool> contends = runs_;
+    for (size_t i = 0; i < us_.size(); ++i) us_[i] = kNotTimed;
+    int32_t at_bucket = LinearBucketOf(tokens);
+    for (int round = 0; round < kRounds; ++round) {
+      for (size_t i = 0; i < us_.size(); ++i) {
+        if (!contends[i]) continue;
+        LinearTuning tuning;
+        tuning.Set(w.packing, w.out_features, w.in_features, at_bucket, static_cast<int32_t>(i));
+        us_[i] = std::min(us_[i], timer.Walk(weights_, tokens, tuning));
+      }
+      double best = *std::min_element(us_.begin(), us_.end());
+      if (best > kLongCallUs) break;
+      if (round + 1 < kRoundsOfAll) continue;
+      for (size_t i = 0; i < us_.size(); ++i) contends[i] = i == standard || us_[i] < best * kContender;
+    }
+    size_t best = static_cast<size_t>(std::min_element(us_.begin(), us_.end()) - us_.begin());
+    for (size_t i = 0; i < us_.size(); ++i) runs_[i] = us_[i] < us_[best] * kContenderNext;
+    if (us_[standard] < us_[best] * kGainMin) best = standard;
+    return Describe(best, tokens, bucket);
   }
-  if (us[standard] < us[best] * kGainMin) best = standard;
-  json::object others;
-  for (size_t i = 0; i < variants.size(); ++i)
-    if (i != best) others[variants[i].name] = us[i];
-  json::value at = "all";
-  if (bucket >= 0) at = kLinearBuckets[static_cast<size_t>(bucket)];
-  return {{"bucket", at},
-          {"tokens", tokens},
-          {"variant", variants[best].name},
-          {"us", us[best]},
-          {"us_of_others", std::move(others)}};
-}
+
+ private:
+  static constexpr double kNotTimed = 1e30;
+  static size_t IndexOf(std::string_view name) {
+    std::span<const LinearVariant> variants = LinearVariants();
+    auto it = std::find_if(variants.begin(), variants.end(), [&](const auto& v) { return v.name == name; });
+    return static_cast<size_t>(it - variants.begin());
+  }
+  json::object Describe(size_t best, int32_t tokens, int32_t bucket) const {
+    std::span<const LinearVariant> variants = LinearVariants();
+    json::object others;
+    for (size_t i = 0; i < us_.size(); ++i)
+      if (i != best && us_[i] < kNotTimed) others[variants[i].name] = us_[i];
+    json::value at = "all";
+    if (bucket >= 0) at = kLinearBuckets[static_cast<size_t>(bucket)];
+    return {{"bucket", at},
+            {"tokens", tokens},
+            {"variant", variants[best].name},
+            {"us", us_[best]},
+            {"us_of_others", std::move(others)}};
+  }
+
+  const std::vector<LinearWeight>& weights_;
+  std::vector<double> us_;
+  std::vector<bool> runs_;  // in the next bucket
+};
 
 Result<void> ReadChoice(const json::object& choice, Packing packing, int64_t rows, int64_t columns, LinearTuning& out) {
   ASSIGN_OR_RETURN(auto name, GetString(choice, "variant"));
@@ -134,9 +170,10 @@ Result<json::object> ProfileLinears(const EngineTensors& tensors, const BuildCon
   for (const auto& [shape, weights] : shapes) {
     auto [packing, rows, columns] = shape;
     json::array choices;
+    Race race(weights);
     for (auto [tokens, bucket] : points) {
       progress({fmt::format("profile {} {}x{}, {} tokens", Name(packing), rows, columns, tokens), done++, total});
-      choices.push_back(ChooseVariant(timer, weights, tokens, bucket));
+      choices.push_back(race.Run(timer, tokens, bucket));
     }
     linears.push_back({{"packing", Name(packing)},
                        {"out_features", rows},
