@@ -54,9 +54,9 @@ class AnswerSink final : public serve::TextSink {
   }
 
  private:
-  void Complete(json::object out) {
+  void Complete(const json::object& out) {
     std::lock_guard lock(answer_->mutex);
-    for (auto& [key, value] : out) answer_->out[key] = value;
+    for (const auto& [key, value] : out) answer_->out[key] = value;
     answer_->tokens = tokens_;
     answer_->done = true;
     answer_->ready.notify_all();

@@ -45,7 +45,8 @@ Result<void> List(ModelStore& store, const ModelsOptions& options) {
     fmt::print("{:<48} {:<10} {:>10}  {}\n", model.tag.Text(), model.module, HumanBytes(model.bytes),
                model.creation_time);
   if (models.empty())
-    fmt::print(stderr, "nothing in {}; add a model with `ekiben models import FILE`\n", store.DefaultRoot().string());
+    fmt::print(stderr, "nothing in {}; add a model with `ekiben models import FILE`\n",
+               ModelStore::DefaultRoot().string());
   return {};
 }
 
