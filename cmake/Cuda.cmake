@@ -1,0 +1,28 @@
+# Decides whether this build has the CUDA backend (EKIBEN_CUDA_FOUND) and sets nvcc up for it: Hopper only, C++17 (nvcc
+# 13.0's front end aborts on g++ 12's containers in C++20 mode), cudart linked statically. Nothing links against libcuda
+# or cuBLASLt: the driver is reached through the runtime, cuBLASLt is loaded when a backend starts. The binary therefore
+# runs on a machine without either, and says there what is missing.
+set(EKIBEN_CUDA_FOUND FALSE)
+if(NOT EKIBEN_CUDA MATCHES "^(auto|on|off)$")
+  message(FATAL_ERROR "EKIBEN_CUDA: '${EKIBEN_CUDA}' is not one of auto, on, off")
+endif()
+if(EKIBEN_CUDA STREQUAL "on" OR (EKIBEN_CUDA STREQUAL "auto" AND NOT EKIBEN_SANITIZE AND NOT EKIBEN_FUZZ))
+  set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_STANDARD 17)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
+    if(CCACHE)
+      set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+    endif()
+    enable_language(CUDA)
+    find_package(CUDAToolkit 13 REQUIRED)
+    add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
+    set(EKIBEN_CUDA_FOUND TRUE)
+  elseif(EKIBEN_CUDA STREQUAL "on")
+    message(FATAL_ERROR "EKIBEN_CUDA is on and there is no nvcc")
+  endif()
+endif()
+message(STATUS "CUDA backend: ${EKIBEN_CUDA_FOUND}")

@@ -1,0 +1,42 @@
+// The step on a CUDA device (Hopper). In a build or on a machine without CUDA, Open answers an Error that says why.
+//
+// Steps overlap: two may be in flight. A generation row's token is read from its slot on the device, where the step
+// before left it. Steps of generation rows only run as one captured graph per bucket of row counts; steps with context
+// rows are queued kernel by kernel, padded to a bucket of token counts.
+// Greedy rows without rules are chosen on the device. A request with other sampling, log-probabilities or logit rules
+// has its row of logits copied to the host and chosen by sample/sampler.h, before the next step is queued: right,
+// but without overlap. A request with prompt_logprobs waits for its logits inside Launch.
+// Memory: everything large is taken in Open, the cache last, from what is then free. Thread: one, the executor's.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu_backend.h"  // MemoryLine
+#include "model/model.h"
+
+namespace ekiben {
+
+struct CudaBackendConfig {
+  int32_t max_batch_size = 1;  // slots
+  int32_t max_num_tokens = 1;
+  int32_t max_seq_len = 1;
+  int32_t tokens_per_block = 64;  // a power of two >= 16; 64 lets the fastest attention run
+  double kv_cache_free_gpu_mem_fraction = 0.9;
+  int64_t max_tokens_in_paged_kv_cache = 0;  // 0: what the fraction allows
+  bool graphs = true;
+  uint64_t synth_seed = 1;  // of random weights, when there are no tensors
+};
+
+struct CudaBackendParts {
+  std::unique_ptr<Backend> backend;
+  std::vector<MemoryLine> memory;
+};
+
+// `tensors` of an engine built with dtype bf16; null: random weights in this configuration's shape.
+Result<CudaBackendParts> OpenCudaBackend(const ModelConfig& model, const EngineTensors* tensors,
+                                         const CudaBackendConfig& config);
+
+}  // namespace ekiben

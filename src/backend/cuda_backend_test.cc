@@ -1,0 +1,243 @@
+// The CUDA backend through its seam: what it says where there is no device, and on one that a request's tokens do not
+// depend on chunks, on neighbours, on overlap or on who chooses them.
+#include "backend/cuda_backend.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <deque>
+
+namespace ekiben {
+namespace {
+
+ModelConfig SmallConfig() {
+  ModelConfig config;
+  config.architecture = "llama";
+  config.vocab_size = 1000;
+  config.hidden_size = 512;
+  config.intermediate_size = 1024;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 8;
+  config.num_key_value_heads = 2;
+  config.head_dim = 64;
+  config.max_position_embeddings = 1024;
+  return config;
+}
+
+CudaBackendConfig SmallBackend() {
+  CudaBackendConfig config;
+  config.max_batch_size = 8;
+  config.max_num_tokens = 256;
+  config.max_seq_len = 512;
+  config.tokens_per_block = 32;
+  config.synth_seed = 5;
+  return config;
+}
+
+// Runs greedy sequences to their end, `tickets` steps in flight, with plans made here: context in chunks of at most
+// `chunk` tokens, generation as soon as a prompt is done.
+class Driver {
+ public:
+  Driver(Backend& backend, int tickets, int32_t chunk)
+      : backend_(backend), tickets_(tickets), chunk_(chunk), plan_({8, 256, 512, 8}) {}
+
+  struct Sequence {
+    Request request;
+    int32_t fed = 0;  // tokens of prompt and output that steps have been given
+    std::vector<TokenId> output;
+    std::vector<PositionLogProbs> prompt_logprobs;
+    std::vector<float> logprobs, gaps;  // the chosen token's, and from the best to the second
+  };
+
+  void Run(std::vector<Sequence>& sequences) {
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      SlotBinding binding{.slot = {static_cast<int32_t>(i)}, .sequence = {100 + i}};
+      binding.request = &sequences[i].request;
+      backend_.BindSlot(binding);
+    }
+    std::deque<Ticket> flight;
+    for (;;) {
+      bool more = Plan(sequences);
+      if (more) {
+        auto ticket = backend_.Launch(plan_);
+        ASSERT_TRUE(ticket.ok()) << ticket.error().message();
+        flight.push_back(*ticket);
+      }
+      if (flight.empty()) break;
+      if (more && static_cast<int>(flight.size()) < tickets_) continue;
+      auto result = backend_.Finish(flight.front());
+      ASSERT_TRUE(result.ok()) << result.error().message();
+      flight.pop_front();
+      for (const RowResult& row : result->rows) {
+        Sequence& s = sequences[static_cast<size_t>(row.slot.value)];
+        EXPECT_TRUE(row.finite);
+        s.prompt_logprobs.insert(s.prompt_logprobs.end(), row.prompt_logprobs.begin(), row.prompt_logprobs.end());
+        for (TokenId token : row.tokens) s.output.push_back(token);
+        if (row.logprobs == nullptr) continue;
+        s.logprobs.push_back(row.logprobs->chosen);
+        s.gaps.push_back(row.logprobs->best[0].logprob - row.logprobs->best[1].logprob);
+      }
+    }
+  }
+
+ private:
+  // False when every sequence has been given all its tokens.
+  bool Plan(std::vector<Sequence>& sequences) {
+    plan_.Clear();
+    for (int pass = 0; pass < 2; ++pass) {
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        Sequence& s = sequences[i];
+        auto prompt = static_cast<int32_t>(s.request.prompt.size());
+        bool context = s.fed < prompt;
+        if (context != (pass == 0) || s.fed >= prompt + s.request.max_tokens - 1) continue;
+        int32_t count = context ? std::min({chunk_, prompt - s.fed, 256 / 8}) : 1;
+        if (pass == 1 && JustPlanned(i)) continue;
+        SlotId slot{static_cast<int32_t>(i)};
+        for (int32_t at = s.fed; at < s.fed + count; ++at)
+          if (at % 32 == 0)
+            plan_.AddTableEdit(slot, at / 32, BlockId{static_cast<int32_t>((at / 32) * 8 + (i * 3) % 8)});
+        bool last = s.fed + count >= prompt;
+        OutputKind output = last ? OutputKind::kSample : OutputKind::kNone;
+        if (context && s.request.prompt_logprobs) output = OutputKind::kAllLogits;
+        if (context) {
+          plan_.AddContextRow(
+              {100 + i}, slot, s.fed,
+              std::span(s.request.prompt).subspan(static_cast<size_t>(s.fed), static_cast<size_t>(count)), 0, output);
+        } else {
+          plan_.AddGenerationRow({100 + i}, slot, s.fed, output);
+        }
+        s.fed += count;
+      }
+    }
+    return !plan_.empty();
+  }
+  bool JustPlanned(size_t i) const {
+    for (const PlanRow& row : plan_.rows())
+      if (row.slot.value == static_cast<int32_t>(i)) return true;
+    return false;
+  }
+
+  Backend& backend_;
+  int tickets_;
+  int32_t chunk_;
+  StepPlan plan_;
+};
+
+Driver::Sequence MakeSequence(int32_t seed, int32_t prompt_tokens, int32_t max_tokens) {
+  Driver::Sequence out;
+  for (int32_t i = 0; i < prompt_tokens; ++i) out.request.prompt.push_back((seed * 37 + i * 91 + i * i) % 1000);
+  out.request.max_tokens = max_tokens;
+  out.request.sampling.temperature = 0;
+  return out;
+}
+
+class CudaBackendTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto parts = OpenCudaBackend(SmallConfig(), nullptr, SmallBackend());
+    if (!parts.ok() && parts.error().code() == Code::kUnsupported) GTEST_SKIP() << parts.error().message();
+    ASSERT_TRUE(parts.ok()) << parts.error().message();
+    backend_ = std::move(parts->backend);
+  }
+  std::vector<Driver::Sequence> RunAll(int tickets, int32_t chunk, std::vector<Driver::Sequence> sequences) {
+    Driver(*backend_, tickets, chunk).Run(sequences);
+    return sequences;
+  }
+  std::unique_ptr<Backend> backend_;
+};
+
+TEST(CudaBackendOpen, AnswersWithAReasonOrWithABackend) {
+  auto parts = OpenCudaBackend(SmallConfig(), nullptr, SmallBackend());
+  if (parts.ok()) {
+    EXPECT_EQ(parts->backend->info().tickets_max, 2);
+    EXPECT_GT(parts->backend->info().blocks, 0);
+  } else {
+    EXPECT_EQ(parts.error().field(), "backend") << parts.error().message();
+    EXPECT_FALSE(parts.error().message().empty());
+  }
+}
+
+TEST_F(CudaBackendTest, RefusesSizesThatDoNotFit) {
+  CudaBackendConfig config = SmallBackend();
+  config.tokens_per_block = 24;
+  EXPECT_FALSE(OpenCudaBackend(SmallConfig(), nullptr, config).ok());
+  config = SmallBackend();
+  config.max_tokens_in_paged_kv_cache = 64;  // less than one sequence
+  auto small = OpenCudaBackend(SmallConfig(), nullptr, config);
+  ASSERT_FALSE(small.ok());
+  EXPECT_EQ(small.error().field(), "max_seq_len");
+  ModelConfig odd = SmallConfig();
+  odd.head_dim = 44;
+  EXPECT_FALSE(OpenCudaBackend(odd, nullptr, SmallBackend()).ok());
+}
+
+// Steps of other sizes may round otherwise. Random weights make near ties common: where a text first differs, the two
+// best tokens must have been within that rounding.
+TEST_F(CudaBackendTest, TokensAreTheSameInAnyCompanyChunkAndOverlapExceptAtNearTies) {
+  std::vector<Driver::Sequence> wanted;
+  for (int32_t i = 0; i < 7; ++i) wanted.push_back(MakeSequence(i, 3 + 17 * i, 40));
+  std::vector<Driver::Sequence> alone;
+  for (auto s : wanted) {
+    s.request.sampling.logprobs = 2;
+    alone.push_back(RunAll(1, 32, {s})[0]);
+    ASSERT_EQ(alone.back().output.size(), 40u);
+  }
+  int64_t whole = 0, ties = 0;
+  for (auto [tickets, chunk] : {std::pair{1, 32}, {2, 32}, {2, 5}, {1, 1}}) {
+    auto together = RunAll(tickets, chunk, wanted);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const auto &a = alone[i].output, &b = together[i].output;
+      ASSERT_EQ(a.size(), b.size());
+      auto at = static_cast<size_t>(std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin());
+      if (at == a.size()) {
+        ++whole;
+        continue;
+      }
+      ++ties;
+      EXPECT_LT(alone[i].gaps[at], 0.02f) << "sequence " << i << ", chunk " << chunk << ", token " << at;
+    }
+  }
+  std::cout << whole << " texts equal, " << ties << " apart after a near tie\n";
+  EXPECT_GT(whole, ties);
+}
+
+TEST_F(CudaBackendTest, TheSameStepsGiveTheSameTokensWithAndWithoutOverlap) {
+  std::vector<Driver::Sequence> wanted;
+  for (int32_t i = 0; i < 5; ++i) wanted.push_back(MakeSequence(i + 20, 20 + i, 60));
+  auto one = RunAll(1, 32, wanted), two = RunAll(2, 32, wanted), again = RunAll(2, 32, wanted);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    EXPECT_EQ(one[i].output, two[i].output) << i;
+    EXPECT_EQ(two[i].output, again[i].output) << i;
+  }
+}
+
+TEST_F(CudaBackendTest, TheHostChoosesWhatTheDeviceChooses) {
+  std::vector<Driver::Sequence> device, host;
+  for (int32_t i = 0; i < 4; ++i) {
+    device.push_back(MakeSequence(i + 50, 30, 30));
+    host.push_back(device.back());
+    host.back().request.sampling.logprobs = 2;  // chosen on the host
+  }
+  host[1] = device[1];  // mixed in one step
+  auto a = RunAll(2, 32, device), b = RunAll(2, 32, host);
+  for (size_t i = 0; i < device.size(); ++i) EXPECT_EQ(a[i].output, b[i].output) << i;
+  EXPECT_EQ(b[0].logprobs.size(), 30u);
+  EXPECT_TRUE(b[1].logprobs.empty());
+  for (float logprob : b[0].logprobs) EXPECT_LE(logprob, 0.0f);
+}
+
+TEST_F(CudaBackendTest, PromptLogProbsCoverEveryPromptTokenInAnyChunks) {
+  auto scored = MakeSequence(77, 50, 4);
+  scored.request.prompt_logprobs = true;
+  auto neighbour = MakeSequence(78, 40, 10);
+  auto whole = RunAll(1, 64, {scored, neighbour}), chunks = RunAll(2, 7, {scored, neighbour});
+  ASSERT_EQ(whole[0].prompt_logprobs.size(), 49u);
+  ASSERT_EQ(chunks[0].prompt_logprobs.size(), 49u);
+  for (size_t i = 0; i < 49; ++i)
+    EXPECT_NEAR(whole[0].prompt_logprobs[i].chosen, chunks[0].prompt_logprobs[i].chosen, 2e-2);
+  EXPECT_EQ(whole[0].output.size(), 4u);
+  EXPECT_EQ(whole[1].output.size(), 10u);
+}
+
+}  // namespace
+}  // namespace ekiben

@@ -1,0 +1,89 @@
+#include "backend/cuda_step.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "ops/cuda_attention_items.h"
+
+namespace ekiben {
+namespace {
+
+TEST(CudaStepLayout, PartsFollowEachOtherWithoutOverlapAndItemsComeLast) {
+  CudaStepLayout layout(7, 3, 5, 2);
+  EXPECT_GE(layout.source, CudaStepLayout::kHeaderWords);
+  EXPECT_GE(layout.positions, layout.source + 7);
+  EXPECT_GE(layout.slots, layout.positions + 7);
+  EXPECT_GE(layout.output_tokens, layout.slots + 7);
+  EXPECT_GE(layout.sample_slots, layout.output_tokens + 3);
+  EXPECT_GE(layout.edits, layout.sample_slots + 3);
+  EXPECT_GE(layout.context_items, layout.edits + 5 * 2);
+  EXPECT_GE(layout.generation_items, layout.context_items + 2 * 8);
+  for (int32_t offset : {layout.source, layout.positions, layout.slots, layout.output_tokens, layout.sample_slots,
+                         layout.edits, layout.context_items, layout.generation_items}) {
+    EXPECT_EQ(offset % 4, 0) << "16-byte aligned";
+  }
+  EXPECT_EQ(layout.Words(3), layout.generation_items + 24);
+}
+
+TEST(CudaStep, BucketsHoldEveryBatchWithLittlePadding) {
+  for (int32_t max : {1, 2, 3, 7, 100, 128, 129, 512}) {
+    std::vector<int32_t> buckets = CudaGraphBuckets(max);
+    EXPECT_TRUE(std::is_sorted(buckets.begin(), buckets.end()));
+    EXPECT_EQ(std::adjacent_find(buckets.begin(), buckets.end()), buckets.end());
+    EXPECT_EQ(buckets.back(), max);
+    for (int32_t rows = 1; rows <= max; ++rows) {
+      int32_t bucket = CudaBucketFor(buckets, rows);
+      EXPECT_GE(bucket, rows);
+      if (rows >= 32) {
+        EXPECT_LE((bucket - rows) * 4, rows) << rows;
+      }
+    }
+  }
+}
+
+TEST(CudaStep, TokenCountsArePaddedByAtMostAnEighthFrom64OnAndNeverPastTheLimit) {
+  for (int32_t tokens = 1; tokens <= 8192; ++tokens) {
+    int32_t padded = CudaPaddedTokens(tokens, 8192);
+    EXPECT_GE(padded, tokens);
+    if (tokens >= 64) {
+      EXPECT_LE((padded - tokens) * 8, padded + 7) << tokens;
+    }
+    EXPECT_EQ(CudaPaddedTokens(padded, 8192), padded);
+  }
+  EXPECT_EQ(CudaPaddedTokens(97, 100), 100);
+}
+
+TEST(CudaStep, ContextItemsCoverEveryQueryOfEveryHeadOnce) {
+  cuda::AttentionItemShape shape{.kv_heads = 3, .group = 3, .split = 1024};
+  std::vector<cuda::AttentionItem> items;
+  cuda::AddContextItems(shape, 10, 4, 100, 50, items);  // 150 packed queries: tiles of 64, 64 and 22
+  ASSERT_EQ(items.size(), 9u);
+  EXPECT_EQ(items.front().first, 128) << "the longest first";
+  for (int32_t head = 0; head < 3; ++head) {
+    for (int32_t first : {0, 64, 128}) {
+      EXPECT_EQ(std::count_if(items.begin(), items.end(),
+                              [&](const auto& item) { return item.kv_head == head && item.first == first; }),
+                1);
+    }
+  }
+  for (const auto& item : items) {
+    EXPECT_EQ(item.token, 10);
+    EXPECT_EQ(item.slot, 4);
+    EXPECT_EQ(item.position, 100);
+    EXPECT_EQ(item.tokens, 50);
+  }
+}
+
+TEST(CudaStep, GenerationItemsAreCutAtTheSplitWhateverTheBatch) {
+  cuda::AttentionItemShape shape{.kv_heads = 2, .group = 4, .split = 1024};
+  for (auto [position, chunks] : {std::pair{0, 1}, {1023, 1}, {1024, 2}, {2047, 2}, {2048, 3}}) {
+    std::vector<cuda::AttentionItem> items;
+    cuda::AddGenerationItems(shape, 0, 0, position, items);
+    EXPECT_EQ(items.size(), static_cast<size_t>(2 * chunks)) << position;
+    for (const auto& item : items) EXPECT_EQ(item.chunks, chunks);
+  }
+}
+
+}  // namespace
+}  // namespace ekiben

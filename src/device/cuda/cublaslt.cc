@@ -1,0 +1,149 @@
+#include "device/cuda/cublaslt.h"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+#include <string>
+
+namespace ekiben {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+// By name through the loader's path first, then where the toolkit puts it.
+constexpr const char* kNames[] = {"libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13",
+                                  "/usr/local/cuda/lib/libcublasLt.so.13"};
+
+Result<void> LtStatus(cublasStatus_t status, const char* what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return {};
+  return Error(Code::kUnavailable, fmt::format("cuBLASLt: {}: status {}", what, static_cast<int>(status)));
+}
+
+}  // namespace
+
+// The entry points that are used, under their own names.
+struct CublasLt::Library {
+  void* module = nullptr;
+#define EKIBEN_LT_FUNCTIONS(X)                                                                            \
+  X(cublasLtCreate)                                                                                       \
+  X(cublasLtDestroy)                                                                                      \
+  X(cublasLtGetVersion)                                                                                   \
+  X(cublasLtMatmul)                                                                                       \
+  X(cublasLtMatmulAlgoGetHeuristic)                                                                       \
+  X(cublasLtMatmulDescCreate)                                                                             \
+  X(cublasLtMatmulDescDestroy) X(cublasLtMatmulDescSetAttribute) X(cublasLtMatrixLayoutCreate)            \
+      X(cublasLtMatrixLayoutDestroy) X(cublasLtMatmulPreferenceCreate) X(cublasLtMatmulPreferenceDestroy) \
+          X(cublasLtMatmulPreferenceSetAttribute)
+#define X(name) decltype(&::name) name = nullptr;
+  EKIBEN_LT_FUNCTIONS(X)
+#undef X
+
+  ~Library() {
+    if (module != nullptr) dlclose(module);
+  }
+
+  Result<void> Open() {
+    std::string why;
+    for (const char* name : kNames) {
+      module = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+      if (module != nullptr) break;
+      if (why.empty()) why = dlerror();
+    }
+    if (module == nullptr)
+      return Error(Code::kUnsupported,
+                   fmt::format("the CUDA backend needs cuBLASLt 13: {}; install it, or name its folder in "
+                               "LD_LIBRARY_PATH",
+                               why),
+                   "backend");
+#define X(name)                                                  \
+  name = reinterpret_cast<decltype(name)>(dlsym(module, #name)); \
+  if (name == nullptr) return Error(Code::kUnsupported, "cuBLASLt has no " #name "; version 13 is needed", "backend");
+    EKIBEN_LT_FUNCTIONS(X)
+#undef X
+    if (cublasLtGetVersion() / 10000 != CUBLAS_VER_MAJOR)
+      return Error(Code::kUnsupported,
+                   fmt::format("cuBLASLt {} found, {} is needed", cublasLtGetVersion(), CUBLAS_VER_MAJOR), "backend");
+    return {};
+  }
+};
+
+struct CublasLt::Plan {
+  explicit Plan(const Library& functions) : lt(functions) {}
+  ~Plan() {
+    if (out != nullptr) lt.cublasLtMatrixLayoutDestroy(out);
+    if (x != nullptr) lt.cublasLtMatrixLayoutDestroy(x);
+    if (w != nullptr) lt.cublasLtMatrixLayoutDestroy(w);
+    if (operation != nullptr) lt.cublasLtMatmulDescDestroy(operation);
+  }
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  const Library& lt;
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
+  cublasLtMatmulHeuristicResult_t choice{};
+};
+
+CublasLt::CublasLt() : library_(std::make_unique<Library>()) {}
+
+CublasLt::~CublasLt() {
+  plans_.clear();
+  if (handle_ != nullptr) library_->cublasLtDestroy(static_cast<cublasLtHandle_t>(handle_));
+}
+
+Result<std::unique_ptr<CublasLt>> CublasLt::Create() {
+  auto out = std::unique_ptr<CublasLt>(new CublasLt());
+  RETURN_IF_ERROR(out->library_->Open());
+  cublasLtHandle_t handle = nullptr;
+  RETURN_IF_ERROR(LtStatus(out->library_->cublasLtCreate(&handle), "create"));
+  out->handle_ = handle;
+  ASSIGN_OR_RETURN(out->workspace_, DeviceBuffer::Create(kWorkspaceBytes));
+  return out;
+}
+
+Result<CublasLt::Plan*> CublasLt::Find(int32_t m, int32_t n, int32_t k, bool out_f32) {
+  auto found = plans_.find({m, n, k, out_f32});
+  if (found != plans_.end()) return found->second.get();
+  const Library& lt = *library_;
+  auto plan = std::make_unique<Plan>(lt);
+  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation"));
+  cublasOperation_t transpose = CUBLAS_OP_T;
+  RETURN_IF_ERROR(LtStatus(
+      lt.cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose),
+      "transpose"));
+  auto un = static_cast<uint64_t>(n), uk = static_cast<uint64_t>(k), um = static_cast<uint64_t>(m);
+  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan->w, CUDA_R_16BF, uk, un, k), "layout of w"));
+  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan->x, CUDA_R_16BF, uk, um, k), "layout of x"));
+  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan->out, out_f32 ? CUDA_R_32F : CUDA_R_16BF, un, um, n),
+                           "layout of out"));
+  cublasLtMatmulPreference_t preference = nullptr;
+  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatmulPreferenceCreate(&preference), "preference"));
+  size_t bytes = kWorkspaceBytes;
+  lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
+  int count = 0;
+  cublasStatus_t status =
+      lt.cublasLtMatmulAlgoGetHeuristic(static_cast<cublasLtHandle_t>(handle_), plan->operation, plan->w, plan->x,
+                                        plan->out, plan->out, preference, 1, &plan->choice, &count);
+  lt.cublasLtMatmulPreferenceDestroy(preference);
+  RETURN_IF_ERROR(LtStatus(status, "candidates"));
+  if (count == 0)
+    return Error(Code::kUnsupported, fmt::format("cuBLASLt has no candidate for {} x {} x {} in bf16", m, n, k));
+  return plans_.emplace(Key{m, n, k, out_f32}, std::move(plan)).first->second.get();
+}
+
+Result<void> CublasLt::Prepare(int32_t m, int32_t n, int32_t k, bool out_f32) {
+  ASSIGN_OR_RETURN([[maybe_unused]] Plan * plan, Find(m, n, k, out_f32));
+  return {};
+}
+
+Result<void> CublasLt::Multiply(CUstream_st* stream, int32_t m, int32_t n, int32_t k, const void* w, const void* x,
+                                void* out, bool out_f32) {
+  ASSIGN_OR_RETURN(Plan * plan, Find(m, n, k, out_f32));
+  const float one = 1, zero = 0;
+  return LtStatus(library_->cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), plan->operation, &one, w, plan->w, x,
+                                           plan->x, &zero, out, plan->out, out, plan->out, &plan->choice.algo,
+                                           workspace_.data(), kWorkspaceBytes, stream),
+                  "product");
+}
+
+}  // namespace ekiben

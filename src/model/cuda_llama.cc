@@ -1,0 +1,343 @@
+#include "model/cuda_llama.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/arithmetic.h"
+#include "model/rope_table.h"
+#include "weights/checkpoint.h"
+
+namespace ekiben {
+namespace {
+
+using cuda::Bf16;
+
+constexpr float kSynthDeviation = 0.02f;
+// A chunk of keys of one generation item: measured best or near it from a batch of 8 on (docs/gpu.md, ladder 3).
+constexpr int32_t kSplit = 1024;
+
+Result<void> CheckSupported(const ModelConfig& config, const CudaModelLimits& limits) {
+  RETURN_IF_ERROR(Validate(config));
+  auto refuse = [](const char* field, int64_t value, const char* why) {
+    return Error(Code::kUnsupported, fmt::format("CUDA backend: {} {}: {}; use --backend cpu", field, value, why),
+                 field);
+  };
+  if (cuda::HeadStride(config.head_dim) == 0)
+    return refuse("head_dim", config.head_dim, "must be a multiple of 8 and at most 256");
+  if (config.num_attention_heads / config.num_key_value_heads > cuda::kAttentionGroupMax)
+    return refuse("num_attention_heads", config.num_attention_heads, "over 16 query heads a KV head");
+  if (config.hidden_size % 8 != 0 || config.hidden_size > 16384)
+    return refuse("hidden_size", config.hidden_size, "must be a multiple of 8 and at most 16384");
+  if (config.intermediate_size % 8 != 0)
+    return refuse("intermediate_size", config.intermediate_size, "must be a multiple of 8");
+  if (limits.tokens_max < 1 || limits.outputs_max < 1 || limits.max_seq_len < 1)
+    return Error(Code::kInvalid, "CUDA backend: max_num_tokens, max_batch_size and max_seq_len must be positive");
+  return {};
+}
+
+}  // namespace
+
+Result<CudaAttentionScratch> CudaAttentionScratch::Create(const ModelConfig& config, int32_t slots,
+                                                          int32_t max_seq_len) {
+  CudaAttentionScratch out;
+  out.split = kSplit;
+  out.chunks_max = CeilDiv(max_seq_len, kSplit);
+  cuda::AttentionScratchSize size = cuda::AttentionScratch(
+      slots, config.num_attention_heads, config.num_key_value_heads, cuda::HeadStride(config.head_dim), out.chunks_max);
+  ASSIGN_OR_RETURN(out.partial, DeviceBuffer::Create(size.partial_floats * sizeof(float)));
+  ASSIGN_OR_RETURN(out.partial_ml, DeviceBuffer::Create(size.partial_ml_floats * sizeof(float)));
+  ASSIGN_OR_RETURN(out.arrived, DeviceBuffer::Create(size.counters * sizeof(uint32_t)));
+  ASSIGN_OR_RETURN(CudaStream stream, CudaStream::Create());
+  RETURN_IF_ERROR(stream.Clear(out.arrived.data(), out.arrived.size()));
+  RETURN_IF_ERROR(stream.Wait());
+  return out;
+}
+
+// Fills the weights, from an engine's tensors or, without, from a seed.
+class CudaLlama::Loader {
+ public:
+  Loader(CudaLlama& model, const EngineTensors* tensors, uint64_t seed)
+      : model_(model), tensors_(tensors), seed_(seed) {}
+
+  Result<void> All() {
+    ASSIGN_OR_RETURN(stream_, CudaStream::Create());
+    queue_.stream = stream_.get();
+    const ModelConfig& c = model_.config_;
+    const int32_t hidden = c.hidden_size, query = c.num_attention_heads * c.head_dim,
+                  key = c.num_key_value_heads * c.head_dim;
+    RETURN_IF_ERROR(Embedding(c.vocab_size, hidden));
+    for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
+      std::string at = fmt::format("layers.{}.", i);
+      Layer layer;
+      ASSIGN_OR_RETURN(layer.attention_norm, Vector(at + "attention_norm", hidden));
+      ASSIGN_OR_RETURN(layer.qkv, MakeLinear(at + "qkv", query + 2 * key, hidden, c.attention_bias));
+      ASSIGN_OR_RETURN(layer.o, MakeLinear(at + "o", hidden, query, c.attention_out_bias));
+      ASSIGN_OR_RETURN(layer.mlp_norm, Vector(at + "mlp_norm", hidden));
+      ASSIGN_OR_RETURN(layer.gate_up, MakeLinear(at + "gate_up", 2 * c.intermediate_size, hidden, c.mlp_bias));
+      ASSIGN_OR_RETURN(layer.down, MakeLinear(at + "down", hidden, c.intermediate_size, c.mlp_bias));
+      model_.layers_.push_back(std::move(layer));
+    }
+    ASSIGN_OR_RETURN(model_.final_norm_, Vector("final_norm", hidden));
+    ASSIGN_OR_RETURN(model_.lm_head_, MakeLinear("lm_head", c.vocab_size, hidden, false));
+    RETURN_IF_ERROR(stream_.Wait());
+    return CudaStatus(queue_.error, "loading weights");
+  }
+
+ private:
+  Result<const EngineTensor*> Find(const std::string& name, int64_t rows, int64_t columns) const {
+    auto it = tensors_->find(name);
+    if (it == tensors_->end())
+      return Error(Code::kInvalid, fmt::format("engine has no tensor '{}'; build it again", name), name);
+    if (it->second.rows != rows || it->second.columns != columns)
+      return Error(Code::kInvalid,
+                   fmt::format("engine tensor '{}' is {} x {}, the configuration says {} x {}; build the engine again",
+                               name, it->second.rows, it->second.columns, rows, columns),
+                   name);
+    return &it->second;
+  }
+
+  Result<DeviceBuffer> Allocate(size_t bytes) {
+    model_.weight_bytes_ += bytes;
+    return DeviceBuffer::Create(bytes);
+  }
+
+  Result<DeviceBuffer> Vector(const std::string& name, int32_t rows) {
+    ASSIGN_OR_RETURN(DeviceBuffer out, Allocate(static_cast<size_t>(rows) * sizeof(float)));
+    if (tensors_ == nullptr) {
+      cuda::FillConstant(queue_, out.as<float>(), rows, 1.0f);
+      return out;
+    }
+    ASSIGN_OR_RETURN(const EngineTensor* tensor, Find(name, rows, 1));
+    if (tensor->bytes != out.size())
+      return Error(Code::kInvalid,
+                   fmt::format("engine tensor '{}' has {} bytes, not {}", name, tensor->bytes, out.size()));
+    RETURN_IF_ERROR(stream_.Copy(out.data(), tensor->data, tensor->bytes));
+    return out;
+  }
+
+  Result<Linear> MakeLinear(const std::string& name, int32_t rows, int32_t columns, bool bias) {
+    Linear out{.out_features = rows, .in_features = columns};
+    auto count = int64_t{rows} * columns;
+    ASSIGN_OR_RETURN(out.rows, Allocate(static_cast<size_t>(count) * sizeof(Bf16)));
+    if (tensors_ == nullptr) {
+      cuda::FillNormal(queue_, out.rows.as<Bf16>(), count, seed_++, kSynthDeviation);
+    } else {
+      ASSIGN_OR_RETURN(const EngineTensor* tensor, Find(name, rows, columns));
+      if (tensor->packing != Packing::kBF16)
+        return Error(Code::kUnsupported,
+                     fmt::format("engine tensor '{}' is packed as {}; the CUDA backend reads bf16: build with "
+                                 "--dtype bf16",
+                                 name, Name(tensor->packing)),
+                     "dtype");
+      if (tensor->bytes != PackedBytes(Packing::kBF16, rows, columns))
+        return Error(Code::kInvalid,
+                     fmt::format("engine tensor '{}' has {} bytes; build it again", name, tensor->bytes));
+      RETURN_IF_ERROR(Stage(tensor->bytes));
+      RETURN_IF_ERROR(stream_.Copy(staging_.data(), tensor->data, tensor->bytes));
+      cuda::UnpackBf16(queue_, out.rows.as<Bf16>(), staging_.as<Bf16>(), rows, columns);
+    }
+    if (bias) {
+      ASSIGN_OR_RETURN(out.bias, Vector(name + ".bias", rows));
+    }
+    if (rows % 8 == 0 && columns % 8 == 0) {
+      out.skinny = std::make_unique<cuda::SkinnyLinear>();
+      RETURN_IF_ERROR(CudaStatus(out.skinny->Prepare(out.rows.as<Bf16>(), rows, columns), "preparing a linear"));
+    }
+    return out;
+  }
+
+  Result<void> Embedding(int32_t rows, int32_t columns) {
+    auto count = int64_t{rows} * columns;
+    ASSIGN_OR_RETURN(model_.embedding_, Allocate(static_cast<size_t>(count) * sizeof(Bf16)));
+    if (tensors_ == nullptr) {
+      cuda::FillNormal(queue_, model_.embedding_.as<Bf16>(), count, seed_++, kSynthDeviation);
+      return {};
+    }
+    ASSIGN_OR_RETURN(const EngineTensor* tensor, Find("embedding", rows, columns));
+    const DTypeInfo& info = InfoOf(tensor->dtype);
+    auto row_bytes = static_cast<size_t>(columns / info.block_elements * info.block_bytes);
+    if (columns % info.block_elements != 0 || tensor->bytes != static_cast<size_t>(rows) * row_bytes)
+      return Error(Code::kInvalid,
+                   fmt::format("engine tensor 'embedding' has {} bytes; build it again", tensor->bytes));
+    // On the host, once: a row at a time through f32, in slices that stay small.
+    constexpr int32_t kSlice = 4096;
+    std::vector<float> values(static_cast<size_t>(std::min(rows, kSlice)) * static_cast<size_t>(columns));
+    std::vector<Bf16> rounded(values.size());
+    for (int32_t row = 0; row < rows; row += kSlice) {
+      auto wanted = static_cast<size_t>(std::min(kSlice, rows - row)) * static_cast<size_t>(columns);
+      Dequantize(tensor->dtype, tensor->data + static_cast<size_t>(row) * row_bytes, static_cast<int64_t>(wanted),
+                 values.data());
+      for (size_t i = 0; i < wanted; ++i) rounded[i] = F32ToBF16(values[i]);
+      RETURN_IF_ERROR(
+          stream_.Copy(model_.embedding_.as<Bf16>() + int64_t{row} * columns, rounded.data(), wanted * sizeof(Bf16)));
+      RETURN_IF_ERROR(stream_.Wait());
+    }
+    return {};
+  }
+
+  // The staging buffer is reused in stream order: a copy starts when the unpacking before it is done.
+  Result<void> Stage(size_t bytes) {
+    if (staging_.size() >= bytes) return {};
+    RETURN_IF_ERROR(stream_.Wait());
+    ASSIGN_OR_RETURN(staging_, DeviceBuffer::Create(bytes));
+    return {};
+  }
+
+  CudaLlama& model_;
+  const EngineTensors* tensors_;
+  uint64_t seed_;
+  CudaStream stream_;
+  cuda::Queue queue_{.dependent = false};
+  DeviceBuffer staging_;
+};
+
+Result<std::unique_ptr<CudaLlama>> CudaLlama::Load(const ModelConfig& config, const EngineTensors& tensors,
+                                                   const CudaModelLimits& limits) {
+  RETURN_IF_ERROR(CheckSupported(config, limits));
+  auto model = std::unique_ptr<CudaLlama>(new CudaLlama(config, limits));
+  RETURN_IF_ERROR(model->Allocate());
+  RETURN_IF_ERROR(Loader(*model, &tensors, 0).All());
+  return model;
+}
+
+Result<std::unique_ptr<CudaLlama>> CudaLlama::Synthesize(const ModelConfig& config, uint64_t seed,
+                                                         const CudaModelLimits& limits) {
+  RETURN_IF_ERROR(CheckSupported(config, limits));
+  auto model = std::unique_ptr<CudaLlama>(new CudaLlama(config, limits));
+  RETURN_IF_ERROR(model->Allocate());
+  RETURN_IF_ERROR(Loader(*model, nullptr, seed).All());
+  return model;
+}
+
+Result<void> CudaLlama::Allocate() {
+  ASSIGN_OR_RETURN(cublaslt_, CublasLt::Create());
+  const ModelConfig& c = config_;
+  const int64_t tokens = limits_.tokens_max, query = int64_t{c.num_attention_heads} * c.head_dim,
+                key = int64_t{c.num_key_value_heads} * c.head_dim;
+  struct Wanted {
+    DeviceBuffer* buffer;
+    int64_t columns;
+    size_t element;
+  };
+  for (const Wanted& w :
+       {Wanted{&x_, c.hidden_size, 4}, Wanted{&x_kept_, c.hidden_size, 4}, Wanted{&h_, c.hidden_size, 2},
+        Wanted{&qkv_, query + 2 * key, 2}, Wanted{&attention_, query, 2}, Wanted{&attention_kept_, query, 2},
+        Wanted{&delta_, c.hidden_size, 2}, Wanted{&gate_up_, int64_t{2} * c.intermediate_size, 2},
+        Wanted{&mlp_, c.intermediate_size, 2}}) {
+    size_t bytes = static_cast<size_t>(tokens * w.columns) * w.element;
+    ASSIGN_OR_RETURN(*w.buffer, DeviceBuffer::Create(bytes));
+    activation_bytes_ += bytes;
+  }
+  return UploadRope();
+}
+
+Result<void> CudaLlama::UploadRope() {
+  RopeTable table(config_, limits_.max_seq_len);
+  size_t bytes = static_cast<size_t>(limits_.max_seq_len) * 2 * static_cast<size_t>(config_.head_dim) * sizeof(float);
+  ASSIGN_OR_RETURN(rope_, DeviceBuffer::Create(bytes));
+  ASSIGN_OR_RETURN(CudaStream stream, CudaStream::Create());
+  RETURN_IF_ERROR(stream.Copy(rope_.data(), table.view().table, bytes));
+  // Rows of padding and of a graph's unused part are computed too: they must be numbers.
+  for (const DeviceBuffer* b : {&x_, &x_kept_, &h_, &qkv_, &attention_, &attention_kept_, &delta_, &gate_up_, &mlp_})
+    RETURN_IF_ERROR(stream.Clear(b->data(), b->size()));
+  return stream.Wait();
+}
+
+Result<void> CudaLlama::BindCache(const cuda::KvLayout& kv) {
+  decode_attention_serves_ = cuda::DecodeAttention::Serves(kv, config_.num_attention_heads, config_.sliding_window);
+  if (!decode_attention_serves_) return {};
+  return CudaStatus(decode_attention_.Prepare(kv), "preparing attention");
+}
+
+Result<void> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, const Bf16* x, int32_t tokens, void* out,
+                                 bool out_f32) {
+  if (w.skinny != nullptr && tokens <= cuda::kSkinnyTokensMax) {
+    w.skinny->Run(queue, x, tokens, out, out_f32);
+  } else {
+    RETURN_IF_ERROR(
+        cublaslt_->Multiply(queue.stream, tokens, w.out_features, w.in_features, w.rows.data(), x, out, out_f32));
+  }
+  if (w.bias.size() > 0) cuda::AddBias(queue, static_cast<Bf16*>(out), w.bias.as<float>(), tokens, w.out_features);
+  return {};
+}
+
+void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
+                       const CudaAttentionScratch& scratch, int32_t layer) {
+  cuda::AttentionArguments a;
+  a.q = qkv_.as<Bf16>();
+  a.out = attention_.as<Bf16>();
+  a.q_stride = (config_.num_attention_heads + 2 * config_.num_key_value_heads) * config_.head_dim;
+  a.query_heads = config_.num_attention_heads;
+  a.window = config_.sliding_window;
+  a.split = scratch.split;
+  a.partial = scratch.partial.as<float>();
+  a.partial_ml = scratch.partial_ml.as<float>();
+  a.arrived = scratch.arrived.as<uint32_t>();
+  a.chunks_max = scratch.chunks_max;
+  if (batch.context_items_max > 0) {
+    a.items = batch.context_items;
+    a.item_count = batch.context_item_count;
+    a.items_max = batch.context_items_max;
+    cuda::ContextAttention(queue, a, kv, layer);
+  }
+  if (batch.generation_items_max > 0) {
+    a.items = batch.generation_items;
+    a.item_count = batch.generation_item_count;
+    a.items_max = batch.generation_items_max;
+    if (decode_attention_serves_) {
+      decode_attention_.Run(queue, a, kv, layer);
+    } else {
+      cuda::GenerationAttention(queue, a, kv, layer);
+    }
+  }
+}
+
+Result<void> CudaLlama::Mlp(cuda::Queue& queue, const Layer& layer, float* x, int32_t tokens) {
+  cuda::AddRmsNorm(queue, h_.as<Bf16>(), x, delta_.as<Bf16>(), layer.mlp_norm.as<float>(), config_.rms_norm_eps, tokens,
+                   config_.hidden_size);
+  RETURN_IF_ERROR(Multiply(queue, layer.gate_up, h_.as<Bf16>(), tokens, gate_up_.data(), false));
+  cuda::SwiGlu(queue, mlp_.as<Bf16>(), gate_up_.as<Bf16>(), tokens, config_.intermediate_size);
+  return Multiply(queue, layer.down, mlp_.as<Bf16>(), tokens, delta_.data(), false);
+}
+
+Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
+                                const CudaAttentionScratch& scratch) {
+  const ModelConfig& c = config_;
+  CHECK_LE(batch.tokens, limits_.tokens_max);
+  const cuda::RopeTableView rope{rope_.as<float>(), c.rope_interleaved};
+  int32_t tokens = batch.tokens;
+  auto* x = x_.as<float>();
+  auto* attention = attention_.as<Bf16>();
+  cuda::EmbeddingLookup(queue, x, embedding_.as<Bf16>(), batch.source, batch.last_tokens, tokens, c.hidden_size);
+  for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
+    const Layer& layer = layers_[static_cast<size_t>(i)];
+    cuda::AddRmsNorm(queue, h_.as<Bf16>(), x, i == 0 ? nullptr : delta_.as<Bf16>(), layer.attention_norm.as<float>(),
+                     c.rms_norm_eps, tokens, c.hidden_size);
+    RETURN_IF_ERROR(Multiply(queue, layer.qkv, h_.as<Bf16>(), tokens, qkv_.data(), false));
+    cuda::RopeAndStoreKv(queue, qkv_.as<Bf16>(), rope, c.num_attention_heads, batch.slots, batch.positions, tokens, kv,
+                         i);
+    Attend(queue, batch, kv, scratch, i);
+    // After the last layer's cache is written, only rows with an output matter.
+    if (i + 1 == c.num_hidden_layers && batch.output_tokens != nullptr) {
+      tokens = batch.outputs;
+      if (tokens == 0) return {};
+      cuda::GatherRows(queue, x_kept_.as<float>(), x, c.hidden_size, attention_kept_.as<Bf16>(), attention,
+                       c.num_attention_heads * c.head_dim, batch.output_tokens, tokens);
+      x = x_kept_.as<float>();
+      attention = attention_kept_.as<Bf16>();
+    }
+    RETURN_IF_ERROR(Multiply(queue, layer.o, attention, tokens, delta_.data(), false));
+    RETURN_IF_ERROR(Mlp(queue, layer, x, tokens));
+  }
+  cuda::AddRmsNorm(queue, h_.as<Bf16>(), x, delta_.as<Bf16>(), final_norm_.as<float>(), c.rms_norm_eps, tokens,
+                   c.hidden_size);
+  return {};
+}
+
+Result<void> CudaLlama::Head(cuda::Queue& queue, int32_t first, int32_t count, float* logits) {
+  CHECK_LE(count, limits_.outputs_max);
+  return Multiply(queue, lm_head_, h_.as<Bf16>() + int64_t{first} * config_.hidden_size, count, logits, true);
+}
+
+}  // namespace ekiben

@@ -1,0 +1,106 @@
+// The Llama family's forward on a CUDA device: the order of llama.cc's calls, over the ops of ops/cuda_ops.h.
+//
+// Weights are bf16 rows: a linear of an engine in the packing bf16 is copied as it is and unpacked on the device, the
+// embedding is converted; or all of them are made on the device from a seed, for measuring shapes whose checkpoint is
+// not at hand. Activations between linears are bf16, the residual stream and logits f32.
+// Forward queues kernels and returns; what it is given are device addresses. It allocates nothing, so it can be
+// captured into a graph as soon as the same shape has run once (cuBLASLt finds its plan in the first).
+// Errors: Load and Synthesize say what does not fit; Forward answers only what cuBLASLt or a launch refused, which is a
+// device fault. Thread: one.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device/cuda/cublaslt.h"
+#include "device/cuda/cuda_device.h"
+#include "model/model.h"
+#include "ops/cuda_ops.h"
+
+namespace ekiben {
+
+struct CudaModelLimits {
+  int32_t max_seq_len = 0;
+  int32_t tokens_max = 0;   // of one step
+  int32_t outputs_max = 0;  // rows of logits computed at once
+};
+
+// One step, in device memory. Rows of any kind are packed: token t is position[t] of slot[t]'s sequence.
+struct CudaBatch {
+  int32_t tokens = 0;
+  const int32_t* source = nullptr;  // [tokens] ids, or -1 - slot: that slot's last token
+  const int32_t* last_tokens = nullptr;
+  const int32_t* positions = nullptr;  // [tokens]
+  const int32_t* slots = nullptr;      // [tokens]; -1 is padding
+  int32_t outputs = 0;
+  const int32_t* output_tokens = nullptr;  // [outputs] ascending; null: every token, in order
+  const cuda::AttentionItem *context_items = nullptr, *generation_items = nullptr;
+  const int32_t *context_item_count = nullptr, *generation_item_count = nullptr;
+  int32_t context_items_max = 0, generation_items_max = 0;  // 0: none of the kind
+};
+
+// Scratch that generation attention shares between layers, sized by the backend's slots.
+struct CudaAttentionScratch {
+  DeviceBuffer partial, partial_ml, arrived;
+  int32_t split = 0, chunks_max = 0;
+
+  static Result<CudaAttentionScratch> Create(const ModelConfig& config, int32_t slots, int32_t max_seq_len);
+};
+
+class CudaLlama {
+ public:
+  static Result<std::unique_ptr<CudaLlama>> Load(const ModelConfig& config, const EngineTensors& tensors,
+                                                 const CudaModelLimits& limits);
+  static Result<std::unique_ptr<CudaLlama>> Synthesize(const ModelConfig& config, uint64_t seed,
+                                                       const CudaModelLimits& limits);
+
+  // Everything up to the final norm of the rows that need logits.
+  Result<void> Forward(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
+                       const CudaAttentionScratch& scratch);
+  // logits f32 [count, vocab_size] of outputs [first, first + count) of the last Forward. REQUIRES: count <=
+  // outputs_max, first a multiple of 128.
+  Result<void> Head(cuda::Queue& queue, int32_t first, int32_t count, float* logits);
+
+  // Once, when the cache's addresses are known.
+  Result<void> BindCache(const cuda::KvLayout& kv);
+  const ModelConfig& config() const { return config_; }
+  const CudaModelLimits& limits() const { return limits_; }
+  size_t weight_bytes() const { return weight_bytes_; }
+  size_t activation_bytes() const { return activation_bytes_; }
+
+ private:
+  struct Linear {
+    int32_t out_features = 0, in_features = 0;
+    DeviceBuffer rows, bias;
+    std::unique_ptr<cuda::SkinnyLinear> skinny;  // null when the shape does not suit it
+  };
+  struct Layer {
+    DeviceBuffer attention_norm, mlp_norm;
+    Linear qkv, o, gate_up, down;
+  };
+  class Loader;
+
+  CudaLlama(const ModelConfig& config, const CudaModelLimits& limits) : config_(config), limits_(limits) {}
+  Result<void> Allocate();
+  Result<void> UploadRope();
+  Result<void> Multiply(cuda::Queue& queue, const Linear& w, const cuda::Bf16* x, int32_t tokens, void* out,
+                        bool out_f32);
+  void Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv, const CudaAttentionScratch& scratch,
+              int32_t layer);
+  Result<void> Mlp(cuda::Queue& queue, const Layer& layer, float* x, int32_t tokens);
+
+  ModelConfig config_;
+  CudaModelLimits limits_;
+  std::unique_ptr<CublasLt> cublaslt_;
+  DeviceBuffer embedding_, final_norm_, rope_;
+  Linear lm_head_;
+  std::vector<Layer> layers_;
+  cuda::DecodeAttention decode_attention_;
+  bool decode_attention_serves_ = false;
+  size_t weight_bytes_ = 0, activation_bytes_ = 0;
+  // [tokens_max, ...]: residual (and its rows that go on), normed input, qkv, attention (and its rows), delta, mlp.
+  DeviceBuffer x_, x_kept_, h_, qkv_, attention_, attention_kept_, delta_, gate_up_, mlp_;
+};
+
+}  // namespace ekiben

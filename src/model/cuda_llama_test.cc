@@ -1,0 +1,301 @@
+// The CUDA forward against Hugging Face's float32 logits (tests/golden), in one chunk, in odd chunks mixed with
+// generation, and against itself. Skipped without a device. SmolLM2 needs EKIBEN_TEST_MODEL.
+#include "model/cuda_llama.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "model/golden_file.h"
+#include "model/logit_compare.h"
+#include "model/packed_model_for_test.h"
+#include "ops/cuda_attention_items.h"
+
+namespace ekiben {
+namespace {
+
+constexpr int32_t kMaxSeqLen = 512, kSlots = 4;
+
+// Steps over a few sequences, every fed token's logits downloaded. Blocks of a sequence are scattered over the pool.
+class Runner {
+ public:
+  Runner(std::unique_ptr<CudaLlama> model, int32_t tokens_per_block)
+      : model_(std::move(model)), per_block_(tokens_per_block) {
+    const ModelConfig& c = model_->config();
+    pitch_ = kMaxSeqLen / per_block_;
+    stream_ = *CudaStream::Create();
+    queue_.stream = stream_.get();
+    kv_ = {.layers = c.num_hidden_layers,
+           .blocks = kSlots * pitch_,
+           .kv_heads = c.num_key_value_heads,
+           .tokens_per_block = per_block_,
+           .head_dim = c.head_dim,
+           .head_stride = cuda::HeadStride(c.head_dim),
+           .table_pitch = pitch_};
+    size_t pool = kv_.layer_elements() * static_cast<size_t>(c.num_hidden_layers) * sizeof(cuda::Bf16);
+    keys_ = *DeviceBuffer::Create(pool);
+    values_ = *DeviceBuffer::Create(pool);
+    // NaN everywhere but in the padding of a head: what was never written must not be seen.
+    PoisonPool(keys_);
+    PoisonPool(values_);
+    kv_.keys = keys_.as<cuda::Bf16>();
+    kv_.values = values_.as<cuda::Bf16>();
+    std::vector<int32_t> tables(static_cast<size_t>(kv_.blocks));
+    for (int32_t i = 0; i < kv_.blocks; ++i) tables[static_cast<size_t>(i)] = (i * 7 + 3) % kv_.blocks;
+    tables_ = Upload(tables);
+    kv_.tables = tables_.as<int32_t>();
+    scratch_ = *CudaAttentionScratch::Create(c, kSlots, kMaxSeqLen);
+    logits_ = *DeviceBuffer::Create(static_cast<size_t>(model_->limits().outputs_max) *
+                                    static_cast<size_t>(c.vocab_size) * 4);
+    auto bound = model_->BindCache(kv_);
+    EXPECT_TRUE(bound.ok()) << bound.error().message();
+  }
+
+  struct Sequence {
+    int32_t slot = 0;
+    std::vector<int32_t> token_ids;
+    int32_t done = 0;
+    std::vector<float> logits;
+  };
+  struct Feed {
+    Sequence* sequence;
+    int32_t tokens;
+  };
+
+  void Step(const std::vector<Feed>& feeds) {
+    const ModelConfig& c = model_->config();
+    cuda::AttentionItemShape shape{c.num_key_value_heads, c.num_attention_heads / c.num_key_value_heads,
+                                   scratch_.split};
+    std::vector<int32_t> source, positions, slots;
+    std::vector<cuda::AttentionItem> context, generation;
+    for (const Feed& feed : feeds) {
+      Sequence& s = *feed.sequence;
+      auto begin = static_cast<int32_t>(source.size());
+      if (feed.tokens == 1) {
+        cuda::AddGenerationItems(shape, begin, s.slot, s.done, generation);
+      } else {
+        cuda::AddContextItems(shape, begin, s.slot, s.done, feed.tokens, context);
+      }
+      for (int32_t i = 0; i < feed.tokens; ++i) {
+        source.push_back(s.token_ids[static_cast<size_t>(s.done + i)]);
+        positions.push_back(s.done + i);
+        slots.push_back(s.slot);
+      }
+    }
+    auto tokens = static_cast<int32_t>(source.size());
+    std::vector<int32_t> counts = {static_cast<int32_t>(context.size()), static_cast<int32_t>(generation.size())};
+    DeviceBuffer d_source = Upload(source), d_positions = Upload(positions), d_slots = Upload(slots),
+                 d_counts = Upload(counts), d_context = Upload(context), d_generation = Upload(generation);
+    CudaBatch batch;
+    batch.tokens = batch.outputs = tokens;
+    batch.source = d_source.as<int32_t>();
+    batch.last_tokens = d_source.as<int32_t>();
+    batch.positions = d_positions.as<int32_t>();
+    batch.slots = d_slots.as<int32_t>();
+    batch.context_items = d_context.as<cuda::AttentionItem>();
+    batch.generation_items = d_generation.as<cuda::AttentionItem>();
+    batch.context_item_count = d_counts.as<int32_t>();
+    batch.generation_item_count = d_counts.as<int32_t>() + 1;
+    batch.context_items_max = counts[0];
+    batch.generation_items_max = counts[1];
+    auto forward = model_->Forward(queue_, batch, kv_, scratch_);
+    ASSERT_TRUE(forward.ok()) << forward.error().message();
+    auto vocab = static_cast<size_t>(c.vocab_size);
+    auto head = model_->Head(queue_, 0, tokens, logits_.as<float>());
+    ASSERT_TRUE(head.ok()) << head.error().message();
+    std::vector<float> host(static_cast<size_t>(tokens) * vocab);
+    ASSERT_TRUE(stream_.Copy(host.data(), logits_.data(), host.size() * 4).ok());
+    auto done = stream_.Wait();
+    ASSERT_TRUE(done.ok()) << done.error().message();
+    auto status = CudaStatus(queue_.error, "a step");
+    ASSERT_TRUE(status.ok()) << status.error().message();
+    const float* from = host.data();
+    for (const Feed& feed : feeds) {
+      size_t count = static_cast<size_t>(feed.tokens) * vocab;
+      feed.sequence->logits.insert(feed.sequence->logits.end(), from, from + count);
+      feed.sequence->done += feed.tokens;
+      from += count;
+    }
+  }
+
+ private:
+  template <class T>
+  DeviceBuffer Upload(const std::vector<T>& values) {
+    DeviceBuffer out = *DeviceBuffer::Create(std::max<size_t>(values.size(), 1) * sizeof(T));
+    EXPECT_TRUE(stream_.Copy(out.data(), values.data(), values.size() * sizeof(T)).ok());
+    EXPECT_TRUE(stream_.Wait().ok());
+    return out;
+  }
+  void PoisonPool(DeviceBuffer& pool) {
+    std::vector<cuda::Bf16> host(pool.size() / sizeof(cuda::Bf16), 0x7FC0);
+    auto stride = static_cast<size_t>(kv_.head_stride);
+    for (size_t i = 0; i < host.size(); ++i)
+      if (i % stride >= static_cast<size_t>(kv_.head_dim)) host[i] = 0;
+    EXPECT_TRUE(stream_.Copy(pool.data(), host.data(), pool.size()).ok());
+    EXPECT_TRUE(stream_.Wait().ok());
+  }
+
+  std::unique_ptr<CudaLlama> model_;
+  int32_t per_block_, pitch_ = 0;
+  CudaStream stream_;
+  cuda::Queue queue_;
+  cuda::KvLayout kv_;
+  DeviceBuffer keys_, values_, tables_, logits_;
+  CudaAttentionScratch scratch_;
+};
+
+std::vector<GoldenFile> OpenAll(const std::string& name) {
+  std::vector<std::filesystem::path> paths;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / name)) {
+    if (entry.path().extension() == ".golden") paths.push_back(entry.path());
+  }
+  std::sort(paths.begin(), paths.end());
+  std::vector<GoldenFile> out;
+  for (const auto& path : paths) {
+    auto file = OpenGoldenFile(path);
+    EXPECT_TRUE(file.ok()) << file.error().message();
+    if (file.ok()) out.push_back(*std::move(file));
+  }
+  return out;
+}
+
+struct Outcome {
+  LogitComparison comparison;
+  int64_t greedy_equal = 0, greedy_total = 0;
+};
+
+std::unique_ptr<CudaLlama> LoadModel(const Checkpoint& checkpoint) {
+  auto packed = PackModel(checkpoint, Packing::kBF16, Packing::kBF16, kMaxSeqLen);
+  EXPECT_TRUE(packed.ok()) << packed.error().message();
+  auto model = CudaLlama::Load(checkpoint.config, packed->tensors, {kMaxSeqLen, kMaxSeqLen, kMaxSeqLen});
+  EXPECT_TRUE(model.ok()) << model.error().message();
+  return model.ok() ? *std::move(model) : nullptr;
+}
+
+// Each file in one chunk.
+Outcome CompareWhole(const std::vector<GoldenFile>& files, Runner& runner) {
+  Outcome out;
+  for (const GoldenFile& golden : files) {
+    Runner::Sequence s{.token_ids = golden.token_ids};
+    runner.Step({{&s, static_cast<int32_t>(golden.token_ids.size())}});
+    out.greedy_equal += CompareWithGolden(golden, s.logits, out.comparison);
+    out.greedy_total += std::ssize(golden.token_ids) - golden.prompt_tokens;
+  }
+  return out;
+}
+
+// Three files at once: chunks of odd sizes and single tokens side by side in every step.
+Outcome CompareMixed(const std::vector<GoldenFile>& files, Runner& runner) {
+  Outcome out;
+  for (size_t first = 0; first + 3 <= files.size(); first += 3) {
+    std::vector<Runner::Sequence> sequences;
+    for (size_t i = 0; i < 3; ++i)
+      sequences.push_back({.slot = static_cast<int32_t>(i), .token_ids = files[first + i].token_ids});
+    for (int step = 0;; ++step) {
+      std::vector<Runner::Feed> feeds;
+      for (size_t i = 0; i < 3; ++i) {
+        Runner::Sequence& s = sequences[i];
+        constexpr int32_t kSizes[] = {1, 13, 1, 37, 2, 1, 70};
+        int32_t size = kSizes[(static_cast<size_t>(step) * 3 + i * 2) % 7];
+        size = std::min(size, static_cast<int32_t>(std::ssize(s.token_ids)) - s.done);
+        if (size > 0) feeds.push_back({&s, size});
+      }
+      if (feeds.empty()) break;
+      runner.Step(feeds);
+    }
+    for (size_t i = 0; i < 3; ++i) {
+      out.greedy_equal += CompareWithGolden(files[first + i], sequences[i].logits, out.comparison);
+      out.greedy_total += std::ssize(files[first + i].token_ids) - files[first + i].prompt_tokens;
+    }
+  }
+  return out;
+}
+
+class CudaGolden : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    auto device = OpenCudaDevice();
+    if (!device.ok()) GTEST_SKIP() << device.error().message();
+  }
+};
+
+TEST_P(CudaGolden, TinyModelsStayCloseToFloat32InOneChunkAndInAnyMix) {
+  auto checkpoint = OpenCheckpoint(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / GetParam());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message();
+  auto files = OpenAll(GetParam());
+  ASSERT_EQ(files.size(), 3u);
+  for (int32_t tokens_per_block : {16, 64}) {
+    auto model = LoadModel(*checkpoint);
+    ASSERT_NE(model, nullptr);
+    Runner runner(std::move(model), tokens_per_block);
+    Outcome whole = CompareWhole(files, runner), mixed = CompareMixed(files, runner);
+    std::cout << GetParam() << ", blocks of " << tokens_per_block << ", whole: " << whole.comparison.Describe()
+              << "\nmixed: " << mixed.comparison.Describe() << "\ngreedy " << whole.greedy_equal << ", "
+              << mixed.greedy_equal << " of " << whole.greedy_total << "\n";
+    // Random weights give flat, unstable distributions; the CPU's bf16 path is held to the same bound.
+    EXPECT_LT(whole.comparison.mean_kl(), 5e-3);
+    EXPECT_LT(mixed.comparison.mean_kl(), 5e-3);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, CudaGolden,
+                         ::testing::Values("tiny_qwen2", "tiny_mistral", "tiny_llama3", "tiny_yarn", "tiny_linear"));
+
+TEST(CudaSmolLm2, LogitsStayWithinAThousandthOfANat) {
+  auto device = OpenCudaDevice();
+  if (!device.ok()) GTEST_SKIP() << device.error().message();
+  const char* path = std::getenv("EKIBEN_TEST_MODEL");
+  if (path == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
+  auto checkpoint = OpenCheckpoint(path);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message();
+  auto files = OpenAll("smollm2");
+  auto model = LoadModel(*checkpoint);
+  ASSERT_NE(model, nullptr);
+  Runner runner(std::move(model), 64);
+  Outcome whole = CompareWhole(files, runner), mixed = CompareMixed(files, runner);
+  std::cout << "smollm2 whole: " << whole.comparison.Describe() << "\nmixed: " << mixed.comparison.Describe()
+            << "\ngreedy " << whole.greedy_equal << " of " << whole.greedy_total << ", mixed " << mixed.greedy_equal
+            << " of " << mixed.greedy_total << "\n";
+  EXPECT_LT(whole.comparison.mean_kl(), 1e-3);
+  EXPECT_LT(mixed.comparison.mean_kl(), 1e-3);
+}
+
+// The shape whose attention goes by bulk copies: the same tokens in one chunk and one at a time.
+TEST(CudaSynthetic, GenerationByBulkCopiesAgreesWithContext) {
+  auto device = OpenCudaDevice();
+  if (!device.ok()) GTEST_SKIP() << device.error().message();
+  ModelConfig config;
+  config.architecture = "llama";
+  config.vocab_size = 1024;
+  config.hidden_size = 1024;
+  config.intermediate_size = 2048;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 8;
+  config.num_key_value_heads = 2;
+  config.head_dim = 128;
+  config.max_position_embeddings = kMaxSeqLen;
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < 200; ++i) tokens.push_back((i * 131 + 7) % 1024);
+  for (int32_t tokens_per_block : {64, 32}) {
+    auto model = CudaLlama::Synthesize(config, 11, {kMaxSeqLen, kMaxSeqLen, kMaxSeqLen});
+    ASSERT_TRUE(model.ok()) << model.error().message();
+    Runner runner(*std::move(model), tokens_per_block);
+    Runner::Sequence whole{.slot = 1, .token_ids = tokens}, single{.slot = 2, .token_ids = tokens};
+    runner.Step({{&whole, 200}});
+    for (int i = 0; i < 200; ++i) runner.Step({{&single, 1}});
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < whole.logits.size(); ++i) {
+      difference += std::pow(whole.logits[i] - single.logits[i], 2);
+      norm += std::pow(whole.logits[i], 2);
+    }
+    double relative = std::sqrt(difference / norm);
+    std::cout << "blocks of " << tokens_per_block << ": relative difference " << relative << "\n";
+    EXPECT_LT(relative, 1e-2);
+    EXPECT_GT(norm, 0);
+  }
+}
+
+}  // namespace
+}  // namespace ekiben

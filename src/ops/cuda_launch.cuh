@@ -1,0 +1,64 @@
+// What every CUDA body shares: launching on a Queue with or without dependence, waiting upstream, bf16 in vectors.
+// C++17, device code of sm_90a. Thread: one (the queue's).
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "ops/cuda_ops.h"
+
+namespace ekiben::cuda {
+
+// A dependent kernel lets the next one start once all its CTAs have begun, and itself waits before it touches anything
+// that the kernels before it wrote. Without the launch attribute both are no-ops.
+__device__ __forceinline__ void LaunchDependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void WaitUpstream() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+inline void Note(Queue& queue, cudaError_t status) {
+  if (queue.error == 0 && status != cudaSuccess) queue.error = static_cast<int>(status);
+}
+
+template <typename... P, typename... A>
+void Launch(Queue& queue, void (*kernel)(P...), dim3 grid, int threads, size_t shared, A... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = queue.stream;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = queue.dependent ? 1 : 0;
+  Note(queue, cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));
+}
+
+__device__ __forceinline__ void Load8(const Bf16* p, float (&v)[8]) {
+  uint4 raw = *reinterpret_cast<const uint4*>(p);
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = __uint_as_float(words[i] << 16);
+    v[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+  }
+}
+__device__ __forceinline__ uint32_t Pack2(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(packed) : "f"(low), "f"(high));
+  return packed;
+}
+__device__ __forceinline__ void Store8(Bf16* p, const float (&v)[8]) {
+  *reinterpret_cast<uint4*>(p) = make_uint4(Pack2(v[0], v[1]), Pack2(v[2], v[3]), Pack2(v[4], v[5]), Pack2(v[6], v[7]));
+}
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace ekiben::cuda

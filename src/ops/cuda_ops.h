@@ -1,0 +1,178 @@
+// The ops of a step on a CUDA device. Host declarations without CUDA headers, clean in C++17, because nvcc and g++ both
+// read them.
+//
+// Every function queues its kernels on `queue.stream` and returns at once. The first failing launch is kept in
+// queue.error (a cudaError_t, 0 is success); the caller checks it once a step. With queue.dependent a kernel may start
+// before the one upstream has finished (programmatic dependent launch): each waits before it touches what others write.
+//
+// Shapes: [rows, columns] row-major and contiguous unless a stride says otherwise; bf16 as its 16 bits. The residual
+// stream and logits are f32, everything between linears bf16, all sums f32. Columns are multiples of 8, pointers are
+// 16-byte aligned. Counts that change inside a captured graph are read from device memory where said so.
+// Determinism: a row's result depends on that row and on the shapes only; sums run in an order fixed by shapes.
+// Thread: one.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+struct CUstream_st;
+
+namespace ekiben::cuda {
+
+using Bf16 = uint16_t;
+
+struct Queue {
+  CUstream_st* stream = nullptr;
+  bool dependent = true;
+  int error = 0;
+};
+
+// --- Rows and elements (elementwise.cu) ---
+
+// x[t] = table[id], where id is source[t] or, when that is negative, last_tokens[-1 - source[t]]: a token that the step
+// before sampled.
+void EmbeddingLookup(Queue& queue, float* x, const Bf16* table, const int32_t* source, const int32_t* last_tokens,
+                     int32_t tokens, int32_t columns);
+// residual += delta (when delta is not null); y = residual / rms(residual) * weight.
+// REQUIRES: columns <= 16384.
+void AddRmsNorm(Queue& queue, Bf16* y, float* residual, const Bf16* delta, const float* weight, float eps,
+                int32_t tokens, int32_t columns);
+// y = silu(gate) * up; a row of gate_up is its gate values, then its up values.
+void SwiGlu(Queue& queue, Bf16* y, const Bf16* gate_up, int32_t tokens, int32_t columns);
+// y += bias, for linears that have one; y is bf16, or f32 in the second form.
+void AddBias(Queue& queue, Bf16* y, const float* bias, int32_t tokens, int32_t columns);
+// y[i] = x[rows[i]] for both pairs: what goes on after the last layer's attention.
+void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y2, const Bf16* x2, int32_t columns2,
+                const int32_t* rows, int32_t count);
+
+// --- The paged cache (elementwise.cu writes it, paged_attention.cu and decode_attention.cu read it) ---
+
+// A layer's keys are [blocks][kv_heads][tokens_per_block][head_stride], its values the same, each in a pool of its own
+// for all layers. head_stride is head_dim rounded up to a size that the kernels have; the padding stays zero.
+struct KvLayout {
+  Bf16 *keys = nullptr, *values = nullptr;                             // of layer 0
+  int32_t layers = 0, blocks = 0, kv_heads = 0, tokens_per_block = 0;  // tokens_per_block: a power of two >= 16
+  int32_t head_dim = 0, head_stride = 0;
+  const int32_t* tables = nullptr;  // [slots][table_pitch] block ids
+  int32_t table_pitch = 0;
+
+  size_t layer_elements() const {
+    return static_cast<size_t>(blocks) * static_cast<size_t>(kv_heads) * static_cast<size_t>(tokens_per_block) *
+           static_cast<size_t>(head_stride);
+  }
+};
+// 32, 64, 96, 128 or 256; 0 when the kernels have none that holds head_dim.
+int32_t HeadStride(int32_t head_dim);
+
+// Rotates queries and keys of qkv by their positions (ops/rope.h's formula and table); queries stay in place, keys and
+// values go to the cache. slots[t] and positions[t] say where; a negative slot writes nothing.
+struct RopeTableView {
+  const float* table = nullptr;  // [positions][cos of head_dim, then signed sin of head_dim]
+  bool interleaved = false;
+};
+void RopeAndStoreKv(Queue& queue, Bf16* qkv, const RopeTableView& rope, int32_t query_heads, const int32_t* slots,
+                    const int32_t* positions, int32_t tokens, const KvLayout& kv, int32_t layer);
+
+// tables[edits[i].first] = edits[i].second for i < *count; one launch before a step.
+struct TableEdit {
+  int32_t index = 0;  // slot * table_pitch + entry
+  int32_t block = 0;
+};
+void ApplyTableEdits(Queue& queue, int32_t* tables, const TableEdit* edits, const int32_t* count);
+// The first `tokens` tokens of every layer of block `source` into `target`.
+void CopyBlock(Queue& queue, const KvLayout& kv, int32_t source, int32_t target, int32_t tokens);
+
+// --- Attention ---
+
+// A part of one KV head's work, in device memory: up to 64 packed queries (token * group + head in the group, from
+// `first` on) of one sequence against keys. A generation item takes the `chunk`-th piece of `split` keys of one token.
+struct AttentionItem {
+  int32_t token = 0;  // packed index of the row's first token
+  int32_t slot = 0;   // whose block table
+  int32_t kv_head = 0;
+  int32_t first = 0;              // context: first packed query
+  int32_t position = 0;           // of the row's first token
+  int32_t tokens = 0;             // of the row in this step
+  int32_t chunk = 0, chunks = 0;  // generation
+};
+
+// What attention reads and writes besides the cache.
+struct AttentionArguments {
+  const Bf16* q = nullptr;                            // [tokens][q_stride], queries first in a row
+  Bf16* out = nullptr;                                // [tokens][query_heads * head_dim]
+  int32_t q_stride = 0, query_heads = 0, window = 0;  // window 0: none
+  const AttentionItem* items = nullptr;
+  const int32_t* item_count = nullptr;  // in device memory
+  int32_t items_max = 0;                // at most so many: the grid
+  int32_t split = 0;                    // generation: keys of a chunk, a multiple of 64
+  // Scratch of generation, by slot: AttentionScratch says how much. `arrived` is zero between launches.
+  float* partial = nullptr;
+  float* partial_ml = nullptr;
+  uint32_t* arrived = nullptr;
+  int32_t chunks_max = 0;
+};
+struct AttentionScratchSize {
+  size_t partial_floats = 0, partial_ml_floats = 0, counters = 0;
+};
+AttentionScratchSize AttentionScratch(int32_t slots, int32_t query_heads, int32_t kv_heads, int32_t head_stride,
+                                      int32_t chunks_max);
+
+inline constexpr int32_t kQueryTile = 64;          // packed queries of a context item
+inline constexpr int32_t kAttentionGroupMax = 16;  // query heads of a KV head
+// Any head size and group; each row sees its own sequence up to its own position. REQUIRES: group <= 16.
+void ContextAttention(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer);
+void GenerationAttention(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer);
+
+// Generation for head_dim 128 with four query heads a KV head, blocks of 64 tokens and no window: keys and values by
+// the bulk copy engine. Prepared once for a cache.
+class DecodeAttention {
+ public:
+  static bool Serves(const KvLayout& kv, int32_t query_heads, int32_t window);
+  DecodeAttention();
+  ~DecodeAttention();
+  DecodeAttention(const DecodeAttention&) = delete;
+  DecodeAttention& operator=(const DecodeAttention&) = delete;
+  int Prepare(const KvLayout& kv);  // a cudaError_t
+  void Run(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer);
+
+ private:
+  struct Maps;
+  std::unique_ptr<Maps> maps_;  // CUtensorMap is the driver's type
+};
+
+// --- Linear (skinny_linear.cu) ---
+
+// out[m][n] = x[m][k] * w[n][k]^T for few tokens: the weights pass through once. Sums do not depend on m.
+// REQUIRES: 1 <= m <= kSkinnyTokensMax, n % 8 == 0, k % 8 == 0.
+inline constexpr int32_t kSkinnyTokensMax = 64;
+class SkinnyLinear {
+ public:
+  SkinnyLinear();
+  ~SkinnyLinear();
+  SkinnyLinear(const SkinnyLinear&) = delete;
+  SkinnyLinear& operator=(const SkinnyLinear&) = delete;
+  int Prepare(const Bf16* w, int32_t n, int32_t k);  // a cudaError_t
+  void Run(Queue& queue, const Bf16* x, int32_t m, void* out, bool out_f32) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// --- Choosing tokens (elementwise.cu) ---
+
+// For each sampled row: the token with the highest logit, the lowest id among equals, into result[row] and
+// last_tokens[slots[row]] (a negative slot: result only); -1 in `result` when the row has a NaN or infinity.
+// best: [rows] scratch, zero between launches.
+void ArgMax(Queue& queue, int32_t* result, int32_t* last_tokens, const float* logits, const int32_t* slots,
+            int32_t rows, int32_t vocab_size, unsigned long long* best);
+
+// --- Weights at start (elementwise.cu) ---
+
+// The packing kBF16 of ops/linear.h (groups of 16 rows, columns in pairs) as plain rows.
+void UnpackBf16(Queue& queue, Bf16* rows_out, const Bf16* packed, int64_t rows, int64_t columns);
+// Normal values with this deviation, a function of (seed, index).
+void FillNormal(Queue& queue, Bf16* out, int64_t count, uint64_t seed, float deviation);
+void FillConstant(Queue& queue, float* out, int64_t count, float value);
+
+}  // namespace ekiben::cuda

@@ -1,0 +1,405 @@
+// Generation over the paged cache for the shape that matters most: head_dim 128, four query heads a KV head, blocks of
+// 64 tokens (Llama-3-8B, Mistral-7B). GenerationAttention (paged_attention.cu) serves every other shape.
+//
+// The four query heads of a group are rows of one tensor-core tile, so keys and values are read once. Blocks arrive
+// through the bulk copy engine. Work items (sequence, KV head, chunk of `split` tokens) are dealt round-robin to
+// persistent CTAs; a producer warp runs ahead of the consumers across item borders. Consumers hand an item's sums,
+// through one of two buffers, to one of four finishing warps and go on: the merge's round trips to global memory stand
+// neither between two items nor, up to four deep, behind one another. Chunks are merged, in chunk order, by the warp
+// that arrives last. The split is a constant, so a sequence's result does not depend on its neighbours.
+//
+// Slots of a block past a sequence's length may hold anything, NaN included: their scores and value rows are masked.
+// Measured ladder: docs/gpu.md. Long on purpose: one kernel read in order.
+#include "ops/bulk_copy.cuh"
+#include "ops/cuda_launch.cuh"
+
+namespace ekiben::cuda {
+namespace {
+
+constexpr int kPage = 64, kHeadDim = 128, kGroup = 4, kWarps = 8;
+constexpr int kTile = 2 * 8192;                // one block of keys or values of one head: two boxes of 64 columns
+constexpr int kStageBytes = 2 * kTile + 1024;  // keys, values, the group's queries
+constexpr int kThreads = kWarps * 32 + 32 + kGroup * 32;
+
+struct DecodeArguments {
+  const Bf16* q;
+  Bf16* out;
+  const AttentionItem* items;
+  const int* item_count;
+  const int* tables;
+  float* partial;      // [slot][kv head][chunk][4][128] unnormalised sums, then ...
+  float2* partial_ml;  // [slot][kv head][chunk][4] {maximum, sum}, in powers of two
+  unsigned* arrived;   // [slot][kv head], zero between launches
+  float scale_log2;
+  int split, table_pitch, chunks_max, stages, q_stride, kv_heads, base_row;
+};
+
+constexpr int SharedBytes(int stages) {
+  return 1024 + stages * kStageBytes + 2 * kWarps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 64;
+}
+
+__device__ __forceinline__ void MultiplyHeads(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
+  // Rows 8..15 of A are padding: the registers that would hold them are zero.
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+// Byte `column` (0..255) of token row `row` in a page tile, as the copy engine's 128-byte swizzle places it.
+__device__ __forceinline__ uint32_t PageAddress(uint32_t tile, int row, int column) {
+  return tile + (column >> 7) * 8192 + row * 128 + ((column & 127) ^ ((row & 7) << 4));
+}
+__global__ void __launch_bounds__(kThreads, 1)
+    DecodeKernel(const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map,
+                 DecodeArguments p) {
+  extern __shared__ uint8_t shared_raw[];
+  uint32_t ring = (SharedAddressOf(shared_raw) + 1023) & ~1023u;
+  uint8_t* ring_pointer = shared_raw + (ring - SharedAddressOf(shared_raw));
+  float* merge = reinterpret_cast<float*>(ring_pointer + p.stages * kStageBytes);        // [buffer][warp][head][d]
+  float2* merge_ml = reinterpret_cast<float2*>(merge + 2 * kWarps * kGroup * kHeadDim);  // [buffer][warp][head]
+  uint32_t full = SharedAddressOf(merge_ml + 2 * kWarps * kGroup);
+  uint32_t empty = full + 8 * p.stages;
+  // Both by turn % 4, one a finishing warp; turn n uses buffer n % 2.
+  uint32_t handed = empty + 8 * p.stages;  // the consumers' sums of the turn are in its buffer
+  uint32_t taken = handed + 32;            // the turn's buffer has been read
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < p.stages; ++s) {
+      BarrierInit(full + 8 * s, 1);
+      BarrierInit(empty + 8 * s, kWarps);
+    }
+    for (int finisher = 0; finisher < 4; ++finisher) {
+      BarrierInit(handed + 8 * finisher, kWarps * 32);
+      BarrierInit(taken + 8 * finisher, 32);
+    }
+    BarrierInitDone();
+  }
+  __syncthreads();
+  LaunchDependents();
+  WaitUpstream();
+  int items = *p.item_count;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int chunk_pages = p.split / kPage;
+
+  if (warp == kWarps) {
+    uint64_t once = EvictFirst();
+    int stage = 0;
+    uint32_t parity = 1;  // a fresh barrier's previous phase counts as complete
+    AttentionItem item = {};
+    int page = 0;
+    auto fetch = [&](int i) {
+      if (i >= items) return;
+      item = p.items[i];
+      int first = item.chunk * chunk_pages + lane;
+      bool mine = lane < chunk_pages && first * kPage <= item.position;
+      page = mine ? p.tables[static_cast<size_t>(item.slot) * p.table_pitch + first] : 0;
+    };
+    fetch(blockIdx.x);
+    for (int i = blockIdx.x; i < items; i += gridDim.x) {
+      AttentionItem now = item;
+      int pages_now = page;
+      fetch(i + gridDim.x);
+      int tokens = min(p.split, now.position + 1 - now.chunk * p.split);
+      int count = (tokens + kPage - 1) / kPage;
+      for (int j = 0; j < count; ++j) {
+        int page_id = __shfl_sync(~0u, pages_now, j);
+        if (lane == 0) {
+          BarrierWait(empty + 8 * stage, parity);
+          uint32_t base = ring + stage * kStageBytes;
+          BarrierExpect(full + 8 * stage, kStageBytes);
+          int row = p.base_row + (page_id * p.kv_heads + now.kv_head) * kPage;
+          for (int box = 0; box < 2; ++box) {
+            TileLoad(base + box * 8192, &k_map, box * 64, row, full + 8 * stage, once);
+          }
+          for (int box = 0; box < 2; ++box) {
+            TileLoad(base + kTile + box * 8192, &v_map, box * 64, row, full + 8 * stage, once);
+          }
+          const Bf16* q = p.q + static_cast<size_t>(now.token) * p.q_stride + now.kv_head * kGroup * kHeadDim;
+          asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                           base + 2 * kTile),
+                       "l"(q), "r"(1024), "r"(full + 8 * stage)
+                       : "memory");
+        }
+        __syncwarp();
+        if (++stage == p.stages) {
+          stage = 0;
+          parity ^= 1;
+        }
+      }
+    }
+    return;
+  }
+
+  if (warp > kWarps) {
+    int finisher = warp - kWarps - 1, d = 4 * lane;
+    uint32_t handed_parity = 0;
+    for (int i = blockIdx.x + finisher * gridDim.x; i < items; i += 4 * gridDim.x) {
+      AttentionItem item = p.items[i];
+      float top[kGroup], total[kGroup];
+      float4 value[kGroup];
+#pragma unroll
+      for (int h = 0; h < kGroup; ++h) {
+        top[h] = -INFINITY;
+        total[h] = 0;
+        value[h] = make_float4(0, 0, 0, 0);
+      }
+      // Adds a part of head h whose maximum is ml.x <= top[h]; parts come in a fixed order, so rounding does too.
+      auto add = [&](int h, float4 part, float2 ml) {
+        if (ml.x == -INFINITY) return;  // no tokens: nothing, and nothing stale either
+        float factor = Exp2(ml.x - top[h]);
+        total[h] += ml.y * factor;
+        value[h].x += part.x * factor;
+        value[h].y += part.y * factor;
+        value[h].z += part.z * factor;
+        value[h].w += part.w * factor;
+      };
+      auto store = [&] {
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) {
+          float factor = 1.0f / total[h];
+          uint2 packed = make_uint2(Pack2(value[h].x * factor, value[h].y * factor),
+                                    Pack2(value[h].z * factor, value[h].w * factor));
+          size_t head = (static_cast<size_t>(item.token) * p.kv_heads + item.kv_head) * kGroup + h;
+          *reinterpret_cast<uint2*>(p.out + head * kHeadDim + d) = packed;
+        }
+      };
+      BarrierWait(handed + 8 * finisher, handed_parity);
+      handed_parity ^= 1;
+      const float* sums = merge + (finisher & 1) * kWarps * kGroup * kHeadDim + d;
+      const float2* sums_ml = merge_ml + (finisher & 1) * kWarps * kGroup;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) top[h] = fmaxf(top[h], sums_ml[w * kGroup + h].x);
+      }
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) {
+          add(h, *reinterpret_cast<const float4*>(sums + (w * kGroup + h) * kHeadDim), sums_ml[w * kGroup + h]);
+        }
+      }
+      BarrierArrive(taken + 8 * finisher);
+      int chunks = item.chunks;
+      if (chunks == 1) {
+        store();
+        continue;
+      }
+      size_t owner = static_cast<size_t>(item.slot) * p.kv_heads + item.kv_head;
+      size_t slot = (owner * p.chunks_max + item.chunk) * kGroup;
+#pragma unroll
+      for (int h = 0; h < kGroup; ++h) {
+        __stcg(reinterpret_cast<float4*>(p.partial + (slot + h) * kHeadDim + d), value[h]);
+        if (lane == 0) __stcg(p.partial_ml + slot + h, make_float2(top[h], total[h]));
+      }
+      __threadfence();
+      __syncwarp();
+      unsigned before = 0;
+      if (lane == 0) before = atomicAdd(p.arrived + owner, 1);
+      before = __shfl_sync(~0u, before, 0);
+      if (before != static_cast<unsigned>(chunks - 1)) continue;
+      __threadfence();
+#pragma unroll
+      for (int h = 0; h < kGroup; ++h) {
+        top[h] = -INFINITY;
+        total[h] = 0;
+        value[h] = make_float4(0, 0, 0, 0);
+      }
+      for (int c = 0; c < chunks; ++c) {
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) {
+          top[h] = fmaxf(top[h], __ldcg(p.partial_ml + (owner * p.chunks_max + c) * kGroup + h).x);
+        }
+      }
+      for (int c = 0; c < chunks; ++c) {
+        size_t part = (owner * p.chunks_max + c) * kGroup;
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) {
+          add(h, __ldcg(reinterpret_cast<const float4*>(p.partial + (part + h) * kHeadDim + d)),
+              __ldcg(p.partial_ml + part + h));
+        }
+      }
+      store();
+      if (lane == 0) p.arrived[owner] = 0;
+    }
+    return;
+  }
+
+  constexpr int kPhases = kWarps / 4;  // warps of one phase share a page, 16 tokens each
+  int sub = warp % 4, phase = warp / 4;
+  int g = lane / 4, t = lane % 4;
+  int stage = 0, turn = 0;
+  uint32_t parity = 0;
+  // Of an item a consumer needs only where its chunk begins and ends.
+  auto tokens_of = [&](int i) {
+    return i < items ? min(p.split, p.items[i].position + 1 - p.items[i].chunk * p.split) : 0;
+  };
+  int tokens_next = tokens_of(blockIdx.x);
+  for (int i = blockIdx.x; i < items; i += gridDim.x) {
+    int tokens = tokens_next;
+    tokens_next = tokens_of(i + gridDim.x);
+    int count = (tokens + kPage - 1) / kPage;
+    uint32_t qa[8][2];
+    bool have_q = false;
+    float maximum = -INFINITY, sum = 0;
+    float o[16][4];
+#pragma unroll
+    for (int n = 0; n < 16; ++n) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0;
+    for (int j = 0; j < count; ++j) {
+      int left = tokens - j * kPage - sub * 16;  // valid tokens from this warp's first on
+      // Every warp waits for and releases every stage, its own or not: a warp that skipped one could be a lap off,
+      // where the parity of the barrier means the wrong fill.
+      BarrierWait(full + 8 * stage, parity);
+      if (j % kPhases == phase) {
+        uint32_t k_tile = ring + stage * kStageBytes, v_tile = k_tile + kTile;
+        if (left > 0) {
+          if (!have_q) {
+            have_q = true;
+            const uint32_t* q = reinterpret_cast<const uint32_t*>(ring_pointer + stage * kStageBytes + 2 * kTile);
+#pragma unroll
+            for (int s = 0; s < 8; ++s) {
+              int low = s * 8 + t, high = low + 4;
+              qa[s][0] = g < kGroup ? q[g * 64 + low] : 0;
+              qa[s][1] = g < kGroup ? q[g * 64 + high] : 0;
+            }
+          }
+          float s[2][4] = {};
+          int row = sub * 16 + (lane / 16) * 8 + lane % 8;
+#pragma unroll
+          for (int step = 0; step < 8; ++step) {
+            uint32_t r[4];
+            LoadMatrices(r, PageAddress(k_tile, row, (2 * step + ((lane / 8) & 1)) * 16));
+            MultiplyHeads(s[0], qa[step][0], qa[step][1], r[0], r[1]);
+            MultiplyHeads(s[1], qa[step][0], qa[step][1], r[2], r[3]);
+          }
+          // Scores of head g, tokens 2t, 2t+1 (s[0]) and 8+2t, 9+2t (s[1]).
+          float x[4] = {s[0][0] * p.scale_log2, s[0][1] * p.scale_log2, s[1][0] * p.scale_log2, s[1][1] * p.scale_log2};
+          bool tail = left < 16;
+          if (tail) {
+            if (2 * t >= left) x[0] = -INFINITY;
+            if (2 * t + 1 >= left) x[1] = -INFINITY;
+            if (2 * t + 8 >= left) x[2] = -INFINITY;
+            if (2 * t + 9 >= left) x[3] = -INFINITY;
+          }
+          float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+          top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+          top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+          float raised = fmaxf(maximum, top);
+          float shrink = Exp2(maximum - raised);
+          maximum = raised;
+#pragma unroll
+          for (float& value : x) value = Exp2(value - raised);
+          sum = sum * shrink + (x[0] + x[1] + x[2] + x[3]);
+#pragma unroll
+          for (int n = 0; n < 16; ++n) {
+            o[n][0] *= shrink;
+            o[n][1] *= shrink;
+          }
+          uint32_t p0 = Pack2(x[0], x[1]), p1 = Pack2(x[2], x[3]);
+          uint32_t keep0 = ~0u, keep1 = ~0u;
+          if (tail) {
+            keep0 = (2 * t < left ? 0xFFFFu : 0) | (2 * t + 1 < left ? 0xFFFF0000u : 0);
+            keep1 = (2 * t + 8 < left ? 0xFFFFu : 0) | (2 * t + 9 < left ? 0xFFFF0000u : 0);
+          }
+          int v_row = sub * 16 + ((lane / 8) & 1) * 8 + lane % 8;
+#pragma unroll
+          for (int c = 0; c < 16; c += 2) {
+            uint32_t r[4];
+            LoadMatricesTransposed(r, PageAddress(v_tile, v_row, (c + lane / 16) * 16));
+            if (tail) {
+              r[0] &= keep0;
+              r[1] &= keep1;
+              r[2] &= keep0;
+              r[3] &= keep1;
+            }
+            MultiplyHeads(o[c], p0, p1, r[0], r[1]);
+            MultiplyHeads(o[c + 1], p0, p1, r[2], r[3]);
+          }
+        }
+      }
+      __syncwarp();
+      if (lane == 0) BarrierArrive(empty + 8 * stage);
+      if (++stage == p.stages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    int buffer = turn & 1;
+    if (turn >= 2) BarrierWait(taken + 8 * ((turn - 2) & 3), ((turn - 2) >> 2) & 1);
+    if (g < kGroup) {
+      float* mine = merge + ((buffer * kWarps + warp) * kGroup + g) * kHeadDim;
+#pragma unroll
+      for (int n = 0; n < 16; ++n) *reinterpret_cast<float2*>(mine + n * 8 + 2 * t) = make_float2(o[n][0], o[n][1]);
+      if (t == 0) merge_ml[(buffer * kWarps + warp) * kGroup + g] = make_float2(maximum, sum);
+    }
+    BarrierArrive(handed + 8 * (turn & 3));
+    ++turn;
+  }
+}
+
+}  // namespace
+
+struct DecodeAttention::Maps {
+  CUtensorMap keys, values;
+  int stages = 2, multiprocessors = 132;
+};
+
+DecodeAttention::DecodeAttention() : maps_(std::make_unique<Maps>()) {}
+DecodeAttention::~DecodeAttention() = default;
+
+bool DecodeAttention::Serves(const KvLayout& kv, int32_t query_heads, int32_t window) {
+  return kv.head_dim == kHeadDim && kv.head_stride == kHeadDim && kv.tokens_per_block == kPage &&
+         query_heads == kGroup * kv.kv_heads && window == 0;
+}
+
+int DecodeAttention::Prepare(const KvLayout& kv) {
+  int stages = 2;
+  while (stages < 16 && SharedBytes(stages + 1) <= 227 * 1024) ++stages;
+  maps_->stages = stages;
+  cudaError_t status =
+      cudaFuncSetAttribute(DecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes(stages));
+  if (status != cudaSuccess) return static_cast<int>(status);
+  uint64_t rows = kv.layer_elements() / kHeadDim * static_cast<uint64_t>(kv.layers);
+  if (rows > 0x7FFFFFFFu) return static_cast<int>(cudaErrorInvalidValue);  // coordinates are 32 bits
+  status = EncodeRows(&maps_->keys, kv.keys, rows, kHeadDim, kPage);
+  if (status != cudaSuccess) return static_cast<int>(status);
+  status = EncodeRows(&maps_->values, kv.values, rows, kHeadDim, kPage);
+  if (status != cudaSuccess) return static_cast<int>(status);
+  return static_cast<int>(cudaDeviceGetAttribute(&maps_->multiprocessors, cudaDevAttrMultiProcessorCount, 0));
+}
+
+void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer) {
+  DecodeArguments p = {a.q,
+                       a.out,
+                       a.items,
+                       a.item_count,
+                       kv.tables,
+                       a.partial,
+                       reinterpret_cast<float2*>(a.partial_ml),
+                       a.arrived,
+                       1.4426950408889634f / sqrtf(static_cast<float>(kHeadDim)),
+                       a.split,
+                       kv.table_pitch,
+                       a.chunks_max,
+                       maps_->stages,
+                       a.q_stride,
+                       kv.kv_heads,
+                       static_cast<int>(kv.layer_elements() / kHeadDim * static_cast<size_t>(layer))};
+  Launch(queue, DecodeKernel, dim3(static_cast<unsigned>(maps_->multiprocessors)), kThreads,
+         static_cast<size_t>(SharedBytes(maps_->stages)), maps_->keys, maps_->values, p);
+}
+
+}  // namespace ekiben::cuda

@@ -1,0 +1,367 @@
+// CUDA bodies of the ops that touch each value once or twice: embedding, norm, SwiGLU, bias, rope with the cache's
+// write, block tables, argmax, and what loading weights needs. All are bound by memory or by their launch: 16-byte
+// accesses where rows are contiguous, one token a CTA where a row is reduced.
+#include "ops/cuda_launch.cuh"
+
+namespace ekiben::cuda {
+namespace {
+
+__global__ void EmbeddingKernel(float* x, const Bf16* table, const int32_t* source, const int32_t* last_tokens,
+                                int32_t columns) {
+  LaunchDependents();
+  WaitUpstream();
+  int32_t id = source[blockIdx.x];
+  if (id < 0) id = last_tokens[-1 - id];
+  const Bf16* from = table + static_cast<size_t>(id) * columns;
+  float* to = x + static_cast<size_t>(blockIdx.x) * columns;
+  for (int i = 8 * threadIdx.x; i < columns; i += 8 * blockDim.x) {
+    float v[8];
+    Load8(from + i, v);
+    *reinterpret_cast<float4*>(to + i) = make_float4(v[0], v[1], v[2], v[3]);
+    *reinterpret_cast<float4*>(to + i + 4) = make_float4(v[4], v[5], v[6], v[7]);
+  }
+}
+
+__device__ float BlockSum(float value, float* scratch) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  float result = 0;
+  for (unsigned w = 0; w < blockDim.x / 32; ++w) result += scratch[w];
+  return result;
+}
+
+// One token a CTA; a thread holds up to kVectors pieces of 8 columns.
+template <int kVectors>
+__global__ void __launch_bounds__(1024)
+    AddRmsNormKernel(Bf16* y, float* residual, const Bf16* delta, const float* weight, float eps, int32_t columns) {
+  __shared__ float scratch[32];
+  LaunchDependents();
+  WaitUpstream();
+  size_t row = static_cast<size_t>(blockIdx.x) * columns;
+  float v[kVectors][8];
+  float squares = 0;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    int at = 8 * (j * blockDim.x + threadIdx.x);
+    if (at >= columns) continue;
+    float4 low = *reinterpret_cast<float4*>(residual + row + at);
+    float4 high = *reinterpret_cast<float4*>(residual + row + at + 4);
+    float r[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    if (delta != nullptr) {
+      float d[8];
+      Load8(delta + row + at, d);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) r[i] += d[i];
+      *reinterpret_cast<float4*>(residual + row + at) = make_float4(r[0], r[1], r[2], r[3]);
+      *reinterpret_cast<float4*>(residual + row + at + 4) = make_float4(r[4], r[5], r[6], r[7]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      v[j][i] = r[i];
+      squares += r[i] * r[i];
+    }
+  }
+  float factor = rsqrtf(BlockSum(squares, scratch) / static_cast<float>(columns) + eps);
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    int at = 8 * (j * blockDim.x + threadIdx.x);
+    if (at >= columns) continue;
+    float4 low = *reinterpret_cast<const float4*>(weight + at),
+           high = *reinterpret_cast<const float4*>(weight + at + 4);
+    const float w[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[j][i] *= factor * w[i];
+    Store8(y + row + at, v[j]);
+  }
+}
+
+__global__ void SwiGluKernel(Bf16* y, const Bf16* gate_up, int32_t columns) {
+  LaunchDependents();
+  WaitUpstream();
+  int at = 8 * (blockIdx.y * blockDim.x + threadIdx.x);
+  if (at >= columns) return;
+  const Bf16* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * columns;
+  float gate[8], up[8];
+  Load8(row + at, gate);
+  Load8(row + columns + at, up);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+  Store8(y + static_cast<size_t>(blockIdx.x) * columns + at, gate);
+}
+
+__global__ void AddBiasKernel(Bf16* y, const float* bias, int32_t columns) {
+  LaunchDependents();
+  WaitUpstream();
+  int at = 8 * (blockIdx.y * blockDim.x + threadIdx.x);
+  if (at >= columns) return;
+  Bf16* to = y + static_cast<size_t>(blockIdx.x) * columns + at;
+  float v[8];
+  Load8(to, v);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] += bias[at + i];
+  Store8(to, v);
+}
+
+__global__ void GatherKernel(uint4* y, const uint4* x, int32_t vectors, uint4* y2, const uint4* x2, int32_t vectors2,
+                             const int32_t* rows) {
+  LaunchDependents();
+  WaitUpstream();
+  size_t from = static_cast<size_t>(rows[blockIdx.x]), to = blockIdx.x;
+  for (int i = threadIdx.x; i < vectors; i += blockDim.x) y[to * vectors + i] = x[from * vectors + i];
+  for (int i = threadIdx.x; i < vectors2; i += blockDim.x) y2[to * vectors2 + i] = x2[from * vectors2 + i];
+}
+
+// One head of one token a warp; a lane owns up to four pairs of neighbouring dimensions.
+constexpr int kRopeWarps = 8, kRopePairs = 4;  // 4 * 32 pairs are head_dim 256
+__global__ void RopeKernel(Bf16* qkv, const float* table, bool interleaved, int32_t query_heads, const int32_t* slots,
+                           const int32_t* positions, KvLayout kv, size_t layer_offset) {
+  LaunchDependents();
+  WaitUpstream();
+  int token = blockIdx.x, head = blockIdx.y * kRopeWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
+  int heads = query_heads + 2 * kv.kv_heads;
+  int slot = slots[token];
+  if (head >= heads || slot < 0) return;
+  int position = positions[token];
+  int pairs = kv.head_dim / 2;
+  uint32_t* row = reinterpret_cast<uint32_t*>(qkv + (static_cast<size_t>(token) * heads + head) * kv.head_dim);
+  const float* cosine = table + static_cast<size_t>(position) * 2 * kv.head_dim;
+  const float* sine = cosine + kv.head_dim;
+  bool rotates = head < query_heads + kv.kv_heads;
+  uint32_t out[kRopePairs];
+#pragma unroll
+  for (int j = 0; j < kRopePairs; ++j) {
+    int pair = j * 32 + lane;
+    if (pair >= pairs) continue;
+    uint32_t mine = row[pair];
+    out[j] = mine;
+    if (!rotates) continue;
+    uint32_t other = mine;
+    if (!interleaved) other = row[pair < pairs / 2 ? pair + pairs / 2 : pair - pairs / 2];
+    float x0 = __uint_as_float(mine << 16), x1 = __uint_as_float(mine & 0xFFFF0000u);
+    float o0 = __uint_as_float(other << 16), o1 = __uint_as_float(other & 0xFFFF0000u);
+    if (interleaved) {
+      o0 = x1;
+      o1 = x0;
+    }
+    int d = 2 * pair;
+    out[j] = Pack2(x0 * cosine[d] + o0 * sine[d], x1 * cosine[d + 1] + o1 * sine[d + 1]);
+  }
+  __syncwarp();  // every partner has been read before a query is overwritten
+  uint32_t* to = row;
+  if (head >= query_heads) {
+    int kv_head = (head - query_heads) % kv.kv_heads;
+    int block = kv.tables[static_cast<size_t>(slot) * kv.table_pitch + position / kv.tokens_per_block];
+    size_t at =
+        ((static_cast<size_t>(block) * kv.kv_heads + kv_head) * kv.tokens_per_block + position % kv.tokens_per_block) *
+        kv.head_stride;
+    to = reinterpret_cast<uint32_t*>((rotates ? kv.keys : kv.values) + layer_offset + at);
+  }
+#pragma unroll
+  for (int j = 0; j < kRopePairs; ++j) {
+    int pair = j * 32 + lane;
+    if (pair < pairs) to[pair] = out[j];
+  }
+}
+
+// One warp, in order: of edits that name the same entry the last one counts.
+__global__ void TableEditKernel(int32_t* tables, const TableEdit* edits, const int32_t* count) {
+  LaunchDependents();
+  WaitUpstream();
+  int total = *count, lane = threadIdx.x;
+  for (int begin = 0; begin < total; begin += 32) {
+    bool mine = begin + lane < total;
+    TableEdit edit = mine ? edits[begin + lane] : TableEdit{-1 - lane, 0};
+    unsigned same = __match_any_sync(~0u, edit.index);
+    if (mine && 31 - __clz(same) == lane) tables[edit.index] = edit.block;
+    __syncwarp();
+  }
+}
+
+__global__ void CopyBlockKernel(KvLayout kv, size_t layer_vectors, int32_t source, int32_t target, int32_t tokens) {
+  LaunchDependents();
+  WaitUpstream();
+  int head = blockIdx.x, layer = blockIdx.y;
+  size_t head_vectors = static_cast<size_t>(kv.tokens_per_block) * kv.head_stride / 8;
+  size_t from = layer * layer_vectors + (static_cast<size_t>(source) * kv.kv_heads + head) * head_vectors;
+  size_t to = layer * layer_vectors + (static_cast<size_t>(target) * kv.kv_heads + head) * head_vectors;
+  uint4* pool = reinterpret_cast<uint4*>(blockIdx.z == 0 ? kv.keys : kv.values);
+  int vectors = tokens * kv.head_stride / 8;
+  for (int i = threadIdx.x; i < vectors; i += blockDim.x) pool[to + i] = pool[from + i];
+}
+
+// A float whose order is that of an unsigned integer; NaN and infinity are told apart before.
+__device__ __forceinline__ uint32_t Ordered(float x) {
+  uint32_t bits = __float_as_uint(x);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+constexpr unsigned long long kNotFinite = ~0ull;
+
+__global__ void ArgMaxPartKernel(const float* logits, int32_t vocab_size, unsigned long long* best) {
+  __shared__ unsigned long long parts[32];
+  LaunchDependents();
+  WaitUpstream();
+  const float* row = logits + static_cast<size_t>(blockIdx.y) * vocab_size;
+  int begin = static_cast<int>(static_cast<long long>(vocab_size) * blockIdx.x / gridDim.x);
+  int end = static_cast<int>(static_cast<long long>(vocab_size) * (blockIdx.x + 1) / gridDim.x);
+  unsigned long long mine = 0;
+  for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    float x = row[i];
+    // The lowest id wins among equals: its complement is the larger key.
+    unsigned long long key = static_cast<unsigned long long>(Ordered(x)) << 32 | static_cast<uint32_t>(~i);
+    if (!isfinite(x)) key = kNotFinite;
+    mine = key > mine ? key : mine;
+  }
+  for (int offset = 16; offset > 0; offset /= 2) {
+    unsigned long long other = __shfl_xor_sync(~0u, mine, offset);
+    mine = other > mine ? other : mine;
+  }
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (unsigned w = 1; w < blockDim.x / 32; ++w) mine = parts[w] > mine ? parts[w] : mine;
+    atomicMax(best + blockIdx.y, mine);
+  }
+}
+
+__global__ void ArgMaxFinishKernel(int32_t* result, int32_t* last_tokens, const int32_t* slots, int32_t rows,
+                                   unsigned long long* best) {
+  LaunchDependents();
+  WaitUpstream();
+  int row = blockIdx.x * blockDim.x + threadIdx.x;
+  if (row >= rows) return;
+  unsigned long long key = best[row];
+  best[row] = 0;
+  int32_t token = static_cast<int32_t>(~static_cast<uint32_t>(key));
+  result[row] = key == kNotFinite ? -1 : token;
+  int slot = slots[row];
+  if (slot >= 0) last_tokens[slot] = key == kNotFinite ? 0 : token;
+}
+
+__global__ void UnpackBf16Kernel(Bf16* out, const uint32_t* packed, int64_t rows, int64_t columns) {
+  // packed: [group of 16 rows][column pair][16 rows] of two columns.
+  int64_t pairs = (columns + 1) / 2;
+  int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * pairs; i += stride) {
+    int64_t row = i / pairs, pair = i % pairs;
+    uint32_t two = packed[(row / 16 * pairs + pair) * 16 + row % 16];
+    out[row * columns + 2 * pair] = static_cast<Bf16>(two & 0xFFFF);
+    if (2 * pair + 1 < columns) out[row * columns + 2 * pair + 1] = static_cast<Bf16>(two >> 16);
+  }
+}
+
+__device__ uint32_t Hash(uint64_t x) {
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return static_cast<uint32_t>(x >> 32);
+}
+
+__global__ void FillNormalKernel(Bf16* out, int64_t count, uint64_t seed, float deviation) {
+  int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
+    uint64_t key = seed * 0x100000001B3ull + 2 * static_cast<uint64_t>(i);
+    float u = (static_cast<float>(Hash(key)) + 1.0f) * 2.3283064e-10f,
+          v = static_cast<float>(Hash(key + 1)) * 2.3283064e-10f;
+    float normal = sqrtf(-2.0f * __logf(fminf(u, 1.0f))) * __cosf(6.2831853f * v);
+    out[i] = static_cast<Bf16>(Pack2(normal * deviation, 0) & 0xFFFF);
+  }
+}
+
+__global__ void FillConstantKernel(float* out, int64_t count, float value) {
+  int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) out[i] = value;
+}
+
+int Threads(int32_t columns, int max) {
+  int threads = (columns / 8 + 31) / 32 * 32;
+  return threads > max ? max : threads;
+}
+dim3 Grid(int32_t x, int32_t y = 1, int32_t z = 1) {
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
+}  // namespace
+
+int32_t HeadStride(int32_t head_dim) {
+  for (int32_t stride : {32, 64, 96, 128, 256}) {
+    if (head_dim <= stride) return head_dim % 8 == 0 && head_dim > 0 ? stride : 0;
+  }
+  return 0;
+}
+
+void EmbeddingLookup(Queue& queue, float* x, const Bf16* table, const int32_t* source, const int32_t* last_tokens,
+                     int32_t tokens, int32_t columns) {
+  Launch(queue, EmbeddingKernel, Grid(tokens), Threads(columns, 512), 0, x, table, source, last_tokens, columns);
+}
+
+void AddRmsNorm(Queue& queue, Bf16* y, float* residual, const Bf16* delta, const float* weight, float eps,
+                int32_t tokens, int32_t columns) {
+  if (columns <= 8 * 1024) {
+    Launch(queue, AddRmsNormKernel<1>, Grid(tokens), Threads(columns, 1024), 0, y, residual, delta, weight, eps,
+           columns);
+  } else {
+    Launch(queue, AddRmsNormKernel<2>, Grid(tokens), 1024, 0, y, residual, delta, weight, eps, columns);
+  }
+}
+
+void SwiGlu(Queue& queue, Bf16* y, const Bf16* gate_up, int32_t tokens, int32_t columns) {
+  int threads = Threads(columns, 256);
+  Launch(queue, SwiGluKernel, Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y, gate_up, columns);
+}
+
+void AddBias(Queue& queue, Bf16* y, const float* bias, int32_t tokens, int32_t columns) {
+  int threads = Threads(columns, 256);
+  Launch(queue, AddBiasKernel, Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y, bias, columns);
+}
+
+void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y2, const Bf16* x2, int32_t columns2,
+                const int32_t* rows, int32_t count) {
+  Launch(queue, GatherKernel, Grid(count), 256, 0, reinterpret_cast<uint4*>(y), reinterpret_cast<const uint4*>(x),
+         columns / 4, reinterpret_cast<uint4*>(y2), reinterpret_cast<const uint4*>(x2), columns2 / 8, rows);
+}
+
+void RopeAndStoreKv(Queue& queue, Bf16* qkv, const RopeTableView& rope, int32_t query_heads, const int32_t* slots,
+                    const int32_t* positions, int32_t tokens, const KvLayout& kv, int32_t layer) {
+  int heads = query_heads + 2 * kv.kv_heads;
+  Launch(queue, RopeKernel, Grid(tokens, (heads + kRopeWarps - 1) / kRopeWarps), kRopeWarps * 32, 0, qkv, rope.table,
+         rope.interleaved, query_heads, slots, positions, kv, static_cast<size_t>(layer) * kv.layer_elements());
+}
+
+void ApplyTableEdits(Queue& queue, int32_t* tables, const TableEdit* edits, const int32_t* count) {
+  Launch(queue, TableEditKernel, Grid(1), 32, 0, tables, edits, count);
+}
+
+void CopyBlock(Queue& queue, const KvLayout& kv, int32_t source, int32_t target, int32_t tokens) {
+  Launch(queue, CopyBlockKernel, Grid(kv.kv_heads, kv.layers, 2), 128, 0, kv, kv.layer_elements() / 8, source, target,
+         tokens);
+}
+
+void ArgMax(Queue& queue, int32_t* result, int32_t* last_tokens, const float* logits, const int32_t* slots,
+            int32_t rows, int32_t vocab_size, unsigned long long* best) {
+  int parts = rows >= 128 ? 8 : rows >= 16 ? 16 : 64;
+  if (parts > (vocab_size + 255) / 256) parts = (vocab_size + 255) / 256;
+  Launch(queue, ArgMaxPartKernel, Grid(parts, rows), 256, 0, logits, vocab_size, best);
+  Launch(queue, ArgMaxFinishKernel, Grid((rows + 127) / 128), 128, 0, result, last_tokens, slots, rows, best);
+}
+
+void UnpackBf16(Queue& queue, Bf16* rows_out, const Bf16* packed, int64_t rows, int64_t columns) {
+  Queue serial{queue.stream, false, 0};
+  Launch(serial, UnpackBf16Kernel, Grid(1056), 256, 0, rows_out, reinterpret_cast<const uint32_t*>(packed), rows,
+         columns);
+  Note(queue, static_cast<cudaError_t>(serial.error));
+}
+
+void FillNormal(Queue& queue, Bf16* out, int64_t count, uint64_t seed, float deviation) {
+  Queue serial{queue.stream, false, 0};
+  Launch(serial, FillNormalKernel, Grid(1056), 256, 0, out, count, seed, deviation);
+  Note(queue, static_cast<cudaError_t>(serial.error));
+}
+
+void FillConstant(Queue& queue, float* out, int64_t count, float value) {
+  Queue serial{queue.stream, false, 0};
+  Launch(serial, FillConstantKernel, Grid(64), 256, 0, out, count, value);
+  Note(queue, static_cast<cudaError_t>(serial.error));
+}
+
+}  // namespace ekiben::cuda

@@ -1,0 +1,384 @@
+// Attention over the paged cache for every head size and group, on the warp-level tensor instruction (m16n8k16, bf16
+// in, f32 sums). One algorithm in two shapes:
+//
+//   context     four warps share a tile of 64 keys and have 16 packed queries (token * group + head) each; a CTA walks
+//               all keys that its last query sees.
+//   generation  one token: its group's heads are the rows of every warp, and each warp has 16 of the tile's 64 keys; a
+//               CTA walks one chunk of `split` keys. Warps are merged in order through shared memory, chunks in order
+//               by the CTA that arrives last.
+//
+// Keys and values arrive by 16-byte asynchronous copies, a tile ahead; what lies beyond the sequence is zero-filled, so
+// that stale blocks never reach a sum. Online softmax in powers of two. Long on purpose: one kernel read in order.
+#include "ops/cuda_launch.cuh"
+
+namespace ekiben::cuda {
+namespace {
+
+constexpr int kWarps = 4, kThreads = kWarps * 32, kKeys = 64, kStages = 2;
+
+struct KernelArguments {
+  const Bf16 *q, *keys, *values;
+  Bf16* out;
+  const int32_t* tables;
+  const AttentionItem* items;
+  const int32_t* item_count;
+  float *partial, *partial_ml;
+  uint32_t* arrived;
+  int32_t q_stride, query_heads, kv_heads, group, head_dim, table_pitch, block_shift, window, split, chunks_max;
+  float scale_log2;
+};
+
+template <int kD>
+struct Layout {
+  static constexpr int kPitch = kD + 8;  // elements; rows start 16 bytes further each, so that ldmatrix never collides
+  static constexpr int kTile = kKeys * kPitch;
+  static constexpr int kRing = kStages * 2 * kTile;  // elements
+  static constexpr int Bytes(bool generation) { return (kRing + (generation ? 16 : 64) * kPitch) * 2; }
+  // Generation hands over its sums through the ring.
+  static_assert(kWarps * 16 * (kD + 2) * 4 <= kRing * 2, "the merge fits into the ring");
+};
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+__device__ __forceinline__ void CopyAsync(uint32_t shared, const void* from, bool valid) {
+  int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Adds chunk sums of one generation item in chunk order and writes the heads. Runs in the CTA that arrived last.
+template <int kD>
+__device__ void MergeChunks(const KernelArguments& p, const AttentionItem& item, size_t owner) {
+  for (int i = threadIdx.x; i < p.group * p.head_dim; i += kThreads) {
+    int head = i / p.head_dim, d = i % p.head_dim;
+    float top = -INFINITY, total = 0, value = 0;
+    for (int c = 0; c < item.chunks; ++c) {
+      size_t at = (owner * p.chunks_max + c) * p.group + head;
+      float maximum = __ldcg(p.partial_ml + 2 * at);
+      if (maximum == -INFINITY) continue;
+      float raised = fmaxf(top, maximum), shrink = Exp2(top - raised), factor = Exp2(maximum - raised);
+      total = total * shrink + __ldcg(p.partial_ml + 2 * at + 1) * factor;
+      value = value * shrink + __ldcg(p.partial + at * kD + d) * factor;
+      top = raised;
+    }
+    size_t to = (static_cast<size_t>(item.token) * p.query_heads + item.kv_head * p.group + head) * p.head_dim + d;
+    p.out[to] = static_cast<Bf16>(Pack2(value / total, 0) & 0xFFFF);
+  }
+}
+
+template <int kD, bool kGeneration>
+__global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
+  using L = Layout<kD>;
+  constexpr int kWarpKeys = kGeneration ? 16 : kKeys;  // of a tile, for one warp
+  constexpr int kTilesN = kWarpKeys / 8, kSteps = kD / 16, kOut = kD / 8;
+  extern __shared__ __align__(16) Bf16 shared[];
+  __shared__ bool last;
+  LaunchDependents();
+  WaitUpstream();
+  if (static_cast<int>(blockIdx.x) >= *p.item_count) return;
+  const AttentionItem item = p.items[blockIdx.x];
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  Bf16* ring = shared;
+  Bf16* queries = shared + L::kRing;
+
+  // Packed queries to shared memory, zero where there is none and beyond the head.
+  constexpr int kRows = kGeneration ? 16 : 64;
+  const int packed_end = item.tokens * p.group;
+  for (int i = thread; i < kRows * (kD / 8); i += kThreads) {
+    int row = i / (kD / 8), column = i % (kD / 8) * 8, packed = item.first + row;
+    uint4 value = make_uint4(0, 0, 0, 0);
+    if (packed < packed_end && column < p.head_dim) {
+      int token = item.token + packed / p.group, head = item.kv_head * p.group + packed % p.group;
+      value =
+          *reinterpret_cast<const uint4*>(p.q + static_cast<size_t>(token) * p.q_stride + head * p.head_dim + column);
+    }
+    *reinterpret_cast<uint4*>(queries + row * L::kPitch + column) = value;
+  }
+
+  // Keys [begin, end): what any of these queries sees.
+  int first_position = item.position + item.first / p.group;
+  int last_packed = min(item.first + kRows, packed_end) - 1;
+  int end = item.position + last_packed / p.group + 1;
+  int begin = p.window > 0 ? max(0, first_position - p.window + 1) : 0;
+  if (kGeneration) {
+    begin = max(begin, item.chunk * p.split);
+    end = min(end, (item.chunk + 1) * p.split);
+  }
+  const int low = begin;  // a window's older blocks may be another sequence's by now
+  begin = begin / kKeys * kKeys;
+  const int32_t* table = p.tables + static_cast<size_t>(item.slot) * p.table_pitch;
+  const int tiles = end > begin ? (end - begin + kKeys - 1) / kKeys : 0;
+  auto load = [&](int tile) {
+    Bf16* to = ring + tile % kStages * 2 * L::kTile;
+    int base = begin + tile * kKeys;
+#pragma unroll
+    for (int i = thread; i < kKeys * (kD / 8); i += kThreads) {
+      int row = i / (kD / 8), column = i % (kD / 8) * 8, key = base + row;
+      bool valid = key >= low && key < end;
+      int block = valid ? table[key >> p.block_shift] : 0;
+      size_t at = (((static_cast<size_t>(block) * p.kv_heads + item.kv_head) << p.block_shift) +
+                   (key & ((1 << p.block_shift) - 1))) *
+                      kD +
+                  column;
+      if (!valid) at = 0;
+      uint32_t shared_at = SharedAddress(to + row * L::kPitch + column);
+      CopyAsync(shared_at, p.keys + at, valid);
+      CopyAsync(shared_at + L::kTile * 2, p.values + at, valid);
+    }
+  };
+
+  float o[kOut][4];
+#pragma unroll
+  for (int n = 0; n < kOut; ++n) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0;
+  float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  // Rows g and g + 8 of the warp's 16 and where they stand in the sequence.
+  int row_position[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    int packed = item.first + (kGeneration ? 0 : warp * 16) + g + 8 * r;
+    row_position[r] = packed < packed_end ? item.position + packed / p.group : -1;
+  }
+  if (tiles > 0) load(0);
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  for (int tile = 0; tile < tiles; ++tile) {
+    if (tile + 1 < tiles) load(tile + 1);
+    asm volatile("cp.async.commit_group;\ncp.async.wait_group 1;" ::: "memory");
+    __syncthreads();
+    const Bf16* keys = ring + tile % kStages * 2 * L::kTile;
+    const Bf16* values = keys + L::kTile;
+    const int key_row = kGeneration ? warp * 16 : 0;  // the warp's first key of the tile
+    const int key_base = begin + tile * kKeys + key_row;
+
+    float s[kTilesN][4];
+#pragma unroll
+    for (int n = 0; n < kTilesN; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t a[4];
+      LoadMatrices(a, SharedAddress(queries + ((kGeneration ? 0 : warp * 16) + lane % 16) * L::kPitch + step * 16 +
+                                    lane / 16 * 8));
+#pragma unroll
+      for (int n = 0; n < kTilesN; n += 2) {
+        uint32_t b[4];
+        LoadMatrices(b, SharedAddress(keys + (key_row + n * 8 + lane / 16 * 8 + lane % 8) * L::kPitch + step * 16 +
+                                      (lane / 8 & 1) * 8));
+        Multiply(s[n], a, b[0], b[1]);
+        Multiply(s[n + 1], a, b[2], b[3]);
+      }
+    }
+
+    float top[2] = {maximum[0], maximum[1]};
+#pragma unroll
+    for (int n = 0; n < kTilesN; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        int key = key_base + n * 8 + 2 * t + i % 2, r = i / 2;
+        bool seen = key <= row_position[r] && key < end && (p.window == 0 || key > row_position[r] - p.window);
+        s[n][i] = seen ? s[n][i] * p.scale_log2 : -INFINITY;
+        top[r] = fmaxf(top[r], s[n][i]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
+      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
+    }
+    float base[2], shrink[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      base[r] = top[r] == -INFINITY ? 0.0f : top[r];  // nothing seen yet: every weight is 2^-inf
+      shrink[r] = Exp2(maximum[r] - base[r]);
+      maximum[r] = top[r];
+      sum[r] *= shrink[r];
+    }
+#pragma unroll
+    for (int n = 0; n < kTilesN; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        s[n][i] = Exp2(s[n][i] - base[i / 2]);
+        sum[i / 2] += s[n][i];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kOut; ++n) {
+      o[n][0] *= shrink[0];
+      o[n][1] *= shrink[0];
+      o[n][2] *= shrink[1];
+      o[n][3] *= shrink[1];
+    }
+#pragma unroll
+    for (int step = 0; step < kTilesN / 2; ++step) {
+      const uint32_t a[4] = {Pack2(s[2 * step][0], s[2 * step][1]), Pack2(s[2 * step][2], s[2 * step][3]),
+                             Pack2(s[2 * step + 1][0], s[2 * step + 1][1]),
+                             Pack2(s[2 * step + 1][2], s[2 * step + 1][3])};
+#pragma unroll
+      for (int n = 0; n < kOut; n += 2) {
+        uint32_t b[4];
+        LoadMatricesTransposed(
+            b, SharedAddress(values + (key_row + step * 16 + (lane / 8 & 1) * 8 + lane % 8) * L::kPitch + n * 8 +
+                             lane / 16 * 8));
+        Multiply(o[n], a, b[0], b[1]);
+        Multiply(o[n + 1], a, b[2], b[3]);
+      }
+    }
+    __syncthreads();  // the tile after next overwrites this one
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+    sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+  }
+
+  if constexpr (!kGeneration) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      int packed = item.first + warp * 16 + g + 8 * r;
+      if (packed >= packed_end) continue;
+      int token = item.token + packed / p.group, head = item.kv_head * p.group + packed % p.group;
+      uint32_t* to =
+          reinterpret_cast<uint32_t*>(p.out + (static_cast<size_t>(token) * p.query_heads + head) * p.head_dim);
+      float factor = 1.0f / sum[r];
+#pragma unroll
+      for (int n = 0; n < kOut; ++n) {
+        int d = n * 8 + 2 * t;
+        if (d < p.head_dim) to[d / 2] = Pack2(o[n][2 * r] * factor, o[n][2 * r + 1] * factor);
+      }
+    }
+    return;
+  }
+
+  // Generation: the warps' sums, in warp order.
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();
+  float* merge = reinterpret_cast<float*>(shared);  // [warp][16][kD]
+  float* merge_ml = merge + kWarps * 16 * kD;       // [warp][16][2]
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    int row = warp * 16 + g + 8 * r;
+#pragma unroll
+    for (int n = 0; n < kOut; ++n) {
+      merge[row * kD + n * 8 + 2 * t] = o[n][2 * r];
+      merge[row * kD + n * 8 + 2 * t + 1] = o[n][2 * r + 1];
+    }
+    if (t == 0) {
+      merge_ml[2 * row] = maximum[r];
+      merge_ml[2 * row + 1] = sum[r];
+    }
+  }
+  __syncthreads();
+  size_t owner = static_cast<size_t>(item.slot) * p.kv_heads + item.kv_head;
+  for (int i = thread; i < p.group * p.head_dim; i += kThreads) {
+    int head = i / p.head_dim, d = i % p.head_dim;
+    float best = -INFINITY, total = 0, value = 0;
+    for (int w = 0; w < kWarps; ++w) best = fmaxf(best, merge_ml[2 * (w * 16 + head)]);
+    for (int w = 0; w < kWarps; ++w) {
+      int row = w * 16 + head;
+      float factor = merge_ml[2 * row] == -INFINITY ? 0.0f : Exp2(merge_ml[2 * row] - best);
+      total += merge_ml[2 * row + 1] * factor;
+      value += merge[row * kD + d] * factor;
+    }
+    if (item.chunks == 1) {
+      size_t to = (static_cast<size_t>(item.token) * p.query_heads + item.kv_head * p.group + head) * p.head_dim + d;
+      p.out[to] = static_cast<Bf16>(Pack2(value / total, 0) & 0xFFFF);
+    } else {
+      size_t at = (owner * p.chunks_max + item.chunk) * p.group + head;
+      __stcg(p.partial + at * kD + d, value);
+      if (d == 0) {
+        __stcg(p.partial_ml + 2 * at, best);
+        __stcg(p.partial_ml + 2 * at + 1, total);
+      }
+    }
+  }
+  if (item.chunks == 1) return;
+  __threadfence();
+  __syncthreads();
+  if (thread == 0) last = atomicAdd(p.arrived + owner, 1u) == static_cast<unsigned>(item.chunks - 1);
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  MergeChunks<kD>(p, item, owner);
+  if (thread == 0) p.arrived[owner] = 0;
+}
+
+template <int kD, bool kGeneration>
+void RunFor(Queue& queue, const KernelArguments& p, int32_t items) {
+  constexpr int kBytes = Layout<kD>::Bytes(kGeneration);
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(AttentionKernel<kD, kGeneration>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  Note(queue, allowed);
+  Launch(queue, AttentionKernel<kD, kGeneration>, dim3(static_cast<unsigned>(items)), kThreads, kBytes, p);
+}
+
+template <bool kGeneration>
+void Run(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer) {
+  if (a.items_max == 0) return;
+  size_t offset = static_cast<size_t>(layer) * kv.layer_elements();
+  int shift = 0;
+  while ((1 << shift) < kv.tokens_per_block) ++shift;
+  KernelArguments p = {a.q,
+                       kv.keys + offset,
+                       kv.values + offset,
+                       a.out,
+                       kv.tables,
+                       a.items,
+                       a.item_count,
+                       a.partial,
+                       a.partial_ml,
+                       a.arrived,
+                       a.q_stride,
+                       a.query_heads,
+                       kv.kv_heads,
+                       a.query_heads / kv.kv_heads,
+                       kv.head_dim,
+                       kv.table_pitch,
+                       shift,
+                       a.window,
+                       a.split,
+                       a.chunks_max,
+                       1.4426950408889634f / sqrtf(static_cast<float>(kv.head_dim))};
+  switch (kv.head_stride) {
+    case 32: return RunFor<32, kGeneration>(queue, p, a.items_max);
+    case 64: return RunFor<64, kGeneration>(queue, p, a.items_max);
+    case 96: return RunFor<96, kGeneration>(queue, p, a.items_max);
+    case 128: return RunFor<128, kGeneration>(queue, p, a.items_max);
+    case 256: return RunFor<256, kGeneration>(queue, p, a.items_max);
+    default: Note(queue, cudaErrorInvalidValue);
+  }
+}
+
+}  // namespace
+
+AttentionScratchSize AttentionScratch(int32_t slots, int32_t query_heads, int32_t kv_heads, int32_t head_stride,
+                                      int32_t chunks_max) {
+  size_t rows = static_cast<size_t>(slots) * static_cast<size_t>(query_heads) * static_cast<size_t>(chunks_max);
+  return {rows * static_cast<size_t>(head_stride), rows * 2,
+          static_cast<size_t>(slots) * static_cast<size_t>(kv_heads)};
+}
+
+void ContextAttention(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer) {
+  Run<false>(queue, a, kv, layer);
+}
+
+void GenerationAttention(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer) {
+  Run<true>(queue, a, kv, layer);
+}
+
+}  // namespace ekiben::cuda
