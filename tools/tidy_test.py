@@ -44,7 +44,7 @@ class TidyTest(unittest.TestCase):
         self.assertEqual(problems(tidy.check_banned, {"src/serve/a.cc": "// assert(x) is banned\n"}), [])
         self.assertEqual(problems(tidy.check_banned, {"src/serve/a.cc": 'f("throw me");\n'}), [])
         self.assertEqual(problems(tidy.check_banned, {"src/serve/a.cc": "static_assert(true);\n"}), [])
-        for line in ("assert(x);", "throw Bad();", "std::regex r;", "x = new Thing();", "// TODO fix"):
+        for line in ("assert(x);", "throw Bad();", "std::regex r;", "x = new Thing();", "// TODO fix", "n = std::atoi(s);"):
             self.assertEqual(len(problems(tidy.check_banned, {"src/serve/a.cc": line + "\n"})), 1, line)
 
     def test_guards_and_names(self):

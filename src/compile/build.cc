@@ -17,19 +17,14 @@ namespace {
 
 // What `auto` means: block formats keep their bits where a packing has them, floats keep 16 bits.
 Packing PackingFor(const std::string& dtype, DType source, const PackRule& rule) {
+  const bool automatic = dtype == "auto";
   Packing wanted = Packing::kInt8;
   if (dtype == "f32") {
     wanted = Packing::kF32;
-  } else if (dtype == "bf16") {
+  } else if (dtype == "bf16" || (automatic && !IsBlocked(source))) {
     wanted = Packing::kBF16;
-  } else if (dtype == "int8") {
-    wanted = Packing::kInt8;
-  } else if (dtype == "int4") {
+  } else if (dtype == "int4" || (automatic && IsLossless(Packing::kInt4Block32, source))) {
     wanted = Packing::kInt4Block32;
-  } else if (IsLossless(Packing::kInt4Block32, source)) {
-    wanted = Packing::kInt4Block32;
-  } else if (!IsBlocked(source)) {
-    wanted = Packing::kBF16;
   }
   if (rule.keep_precision && wanted == Packing::kInt4Block32) wanted = Packing::kInt8;
   return wanted;

@@ -96,7 +96,7 @@ SequenceView ExecutorLoop::ViewOf(Sequence& sequence) const {
 const SequenceView* ExecutorLoop::Next() {
   if (next_waiting_ == nullptr || pulled_.size() == pulled_.capacity()) return nullptr;
   Sequence* sequence = next_waiting_;
-  next_waiting_ = waiting_.Next(sequence);
+  next_waiting_ = decltype(waiting_)::Next(sequence);
   pulled_.push_back(sequence);
   waiting_view_ = ViewOfWaiting(*sequence);
   return &waiting_view_;

@@ -138,7 +138,7 @@ bool ExecutorLoop::EndCancelledAndExpired(Nanos now) {
   bool any = false;
   next_deadline_ = Nanos::max();
   for (RequestState *state = live_.first(), *next; state != nullptr; state = next) {
-    next = live_.Next(state);
+    next = decltype(live_)::Next(state);
     if (EndIfAsked(*state, now)) {
       any = true;
     } else if (state->request->deadline) {

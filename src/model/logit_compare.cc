@@ -31,7 +31,11 @@ void LogitComparison::AddDifference(float reference, float candidate) {
   difference_sum_ += difference;
   ++values_;
   int bin = 0;
-  for (double edge = 1e-7; bin < kBins - 1 && difference >= edge; edge *= 10) ++bin;
+  double edge = 1e-7;
+  while (bin < kBins - 1 && difference >= edge) {
+    edge *= 10;
+    ++bin;
+  }
   ++histogram_[static_cast<size_t>(bin)];
 }
 

@@ -102,7 +102,11 @@ inline __attribute__((always_inline)) double ExpRowBody(const float* logits, int
 }
 
 #define EKIBEN_TARGET_AVX2 __attribute__((target("avx2")))
+#if defined(__clang__)
+#define EKIBEN_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#else
 #define EKIBEN_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#endif
 
 EKIBEN_TARGET_AVX2 RowSummary SummarizeAvx2(const float* l, int32_t n, float* b) {
   return SummarizeBody(l, n, b);

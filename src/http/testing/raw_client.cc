@@ -7,11 +7,22 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <cstdlib>
+#include <algorithm>
+#include <charconv>
 
 #include "http/request.h"
 
 namespace ekiben::http::testing {
+namespace {
+
+// The number that `text` begins with; 0 when there is none.
+int64_t Number(std::string_view text) {
+  int64_t value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);
+  return value;
+}
+
+}  // namespace
 
 std::string RawResponse::Header(std::string_view name) const {
   size_t at = 0;
@@ -99,7 +110,7 @@ RawResponse RawClient::Read(bool head_only) {
     if (end == std::string::npos) return response;
     response.head = buffer_.substr(0, end + 2);
     buffer_.erase(0, end + 4);
-    response.status = std::atoi(response.head.c_str() + 9);
+    response.status = static_cast<int>(Number(std::string_view(response.head).substr(std::min(size_t{9}, end))));
   } while (response.status == 100);
   if (head_only) {
     response.complete = true;
@@ -107,7 +118,7 @@ RawResponse RawClient::Read(bool head_only) {
   }
   std::string length = response.Header("content-length");
   if (!length.empty()) {
-    auto wanted = static_cast<size_t>(std::atoll(length.c_str()));
+    auto wanted = static_cast<size_t>(Number(length));
     while (buffer_.size() < wanted && ReadMore()) {
     }
     response.body = buffer_.substr(0, wanted);
