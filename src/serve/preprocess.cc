@@ -8,7 +8,7 @@
 namespace ekiben::serve {
 namespace {
 
-Error Invalid(std::string field, std::string message) {
+Error Invalid(const std::string& field, const std::string& message) {
   return Error(Code::kInvalid, field + ": " + message, field);
 }
 

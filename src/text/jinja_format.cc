@@ -29,8 +29,10 @@ struct Spec {
 std::string InBase(Integer value, unsigned base, bool upper) {
   auto rest = value < 0 ? -static_cast<unsigned __int128>(value) : static_cast<unsigned __int128>(value);
   std::string digits;
+  // A pointer first: g++ 12's bounds check of (a ? "x" : "y")[i] reads an index that it has not computed.
+  const char* symbols = upper ? "0123456789ABCDEF" : "0123456789abcdef";
   do {
-    digits += (upper ? "0123456789ABCDEF" : "0123456789abcdef")[static_cast<unsigned>(rest % base)];
+    digits += symbols[static_cast<unsigned>(rest % base)];
     rest /= base;
   } while (rest != 0);
   std::reverse(digits.begin(), digits.end());
