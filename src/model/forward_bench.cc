@@ -1,7 +1,7 @@
 // Times a whole forward step of a checkpoint, and its ops apart: forward_bench CHECKPOINT [--threads T] [--dtype D]
-// [--rounds R] [--clock cpu]. A development tool; `ekiben kernels` and `ekiben bench` measure what is served.
-// The step is the minimum over rounds. Each op is timed alone over all layers, minimum over rounds; "linear" is the
-// rest, so the columns add up.
+// [--rounds R] [--clock cpu] [--scenario PART_OF_NAME]. A development tool; `ekiben kernels` and `ekiben bench` measure
+// what is served. The step is the minimum over rounds. Each op is timed alone over all layers, minimum over rounds;
+// "linear" is the rest, so the columns add up.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -53,7 +53,7 @@ class ScenarioRun {
         kv_({config_.num_hidden_layers, config_.num_key_value_heads, config_.head_dim, 32, per_sequence_ * s.sequences,
              kv_dtype}),
         pool_(threads),
-        arena_(model.ScratchBytes(tokens_, s.sequences) + (size_t{1} << 20)),
+        arena_(model.ScratchBytes(tokens_, s.sequences) + OpBytes()),
         ctx_{&pool_, &arena_, BestIsa()} {
     std::mt19937 rng(1);
     for (int32_t i = 0; i < per_sequence_ * s.sequences; ++i) blocks_.push_back(BlockId{i});
@@ -115,6 +115,13 @@ class ScenarioRun {
   }
 
  private:
+  // What Print takes beside the step, for whole tensors of activations.
+  size_t OpBytes() const {
+    int64_t columns = 3 * config_.hidden_size + 3 * config_.intermediate_size +
+                      2 * int64_t{config_.num_attention_heads + config_.num_key_value_heads} * config_.head_dim;
+    return static_cast<size_t>(tokens_ * columns) * sizeof(float) + (size_t{1} << 20);
+  }
+
   Model& model_;
   const ModelConfig& config_;
   int32_t tokens_, per_sequence_;
@@ -132,14 +139,17 @@ int Main(int argc, char** argv) {
   if (argc < 2) {
     std::fprintf(
         stderr,
-        "usage: forward_bench CHECKPOINT [--threads T] [--dtype f32|bf16|int8|int4] [--rounds R] [--clock cpu]\n");
+        "usage: forward_bench CHECKPOINT [--threads T] [--dtype f32|bf16|int8|int4] [--rounds R] [--clock cpu] "
+        "[--scenario NAME]\n");
     return 2;
   }
   int threads = 2, rounds = 5;
+  std::string_view only;
   Packing packing = Packing::kInt4Block32, precise = Packing::kInt8;
   for (int i = 2; i + 1 < argc; i += 2) {
     std::string_view key = argv[i], value = argv[i + 1];
     if (key == "--threads") threads = std::atoi(argv[i + 1]);
+    if (key == "--scenario") only = value;
     if (key == "--rounds") rounds = std::atoi(argv[i + 1]);
     if (key == "--clock" && value == "cpu") g_clock = CLOCK_PROCESS_CPUTIME_ID;
     if (key == "--dtype" && value == "f32") packing = precise = Packing::kF32;
@@ -155,6 +165,7 @@ int Main(int argc, char** argv) {
                                      {"generation 1 @150", 1, 150, 1},   {"generation 10 @150", 10, 150, 1},
                                      {"generation 50 @150", 50, 150, 1}, {"generation 1 @4000", 1, 4000, 1}};
   for (const Scenario& s : kScenarios) {
+    if (std::string_view(s.name).find(only) == std::string_view::npos) continue;
     ScenarioRun(*packed->model, s, threads, packing == Packing::kF32 ? DType::kF32 : DType::kBF16)
         .Print(s.name, rounds);
   }

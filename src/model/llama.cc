@@ -122,6 +122,10 @@ class ArenaSize {
   size_t bytes = 0;
 };
 
+// After attention a layer runs this many tokens to its end before the next: what the MLP writes (1.5 MB a chunk of
+// SmolLM2) is read again while it is in the cache, and a step's scratch does not grow with its widest activation.
+constexpr int64_t kChunkTokens = kTileTokens;
+
 class LlamaModel : public Model {
  public:
   LlamaModel(const ModelConfig& config, int32_t max_seq_len)
@@ -133,30 +137,41 @@ class LlamaModel : public Model {
   const ModelConfig& config() const override { return config_; }
 
  private:
-  // The activations of a step. x is the residual stream, f32 like all of them.
+  // The activations of a step. x is the residual stream, f32 like all of them; gate_up and mlp hold a chunk of tokens.
   struct Activations {
     TensorView x, h, qkv, attention, delta, gate_up, mlp;
 
     template <class A>
     Activations(A& arena, const Sizes& s, int64_t tokens) {
-      auto take = [&](int64_t columns) {
-        return TensorView(arena.template Take<float>(tokens * columns), DType::kF32, {tokens, columns});
+      auto take_rows = [&](int64_t rows, int64_t columns) {
+        return TensorView(arena.template Take<float>(rows * columns), DType::kF32, {rows, columns});
       };
+      auto take = [&](int64_t columns) { return take_rows(tokens, columns); };
+      int64_t chunk = std::min(tokens, kChunkTokens);
       x = take(s.hidden);
       h = take(s.hidden);
       qkv = take(s.qkv());
       attention = take(s.query);
       delta = take(s.hidden);
-      gate_up = take(2 * s.intermediate);
-      mlp = take(s.intermediate);
+      gate_up = take_rows(chunk, 2 * s.intermediate);
+      mlp = take_rows(chunk, s.intermediate);
     }
     // Only the rows that need logits go on.
     void KeepRows(OpContext& ctx, std::span<const int32_t> rows) {
       GatherRows(ctx, x, x, rows);
       GatherRows(ctx, attention, attention, rows);
-      for (TensorView* view : {&x, &h, &qkv, &attention, &delta, &gate_up, &mlp}) view->shape[0] = std::ssize(rows);
+      for (TensorView* view : {&x, &h, &qkv, &attention, &delta}) view->shape[0] = std::ssize(rows);
     }
   };
+
+  // The rest of a layer, for all of a's rows.
+  void AfterAttention(OpContext& ctx, const Activations& a, const Layer& layer) const;
+  // y = W norm(x + delta), x taking the sum; delta null: W norm(x). Where W multiplies int8, a row is quantised as soon
+  // as it is there. h: like x, scratch.
+  void NormAndLinear(OpContext& ctx, TensorView y, TensorView h, TensorView x, const TensorView* delta,
+                     const float* norm, const LinearWeight& w) const;
+  // y = W swiglu(gate_up); mlp: scratch.
+  static void SwiGluAndLinear(OpContext& ctx, TensorView y, TensorView mlp, TensorView gate_up, const LinearWeight& w);
 
   ModelConfig config_;
   Sizes sizes_;
@@ -176,28 +191,66 @@ void LlamaModel::Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv,
   EmbeddingLookup(ctx, a.x, embedding_, batch.token_ids);
   for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
     const Layer& layer = layers_[static_cast<size_t>(i)];
-    if (i == 0) {
-      RmsNorm(ctx, a.h, a.x, layer.attention_norm, eps);
-    } else {
-      AddRmsNorm(ctx, a.h, a.x, a.delta, layer.attention_norm, eps);
-    }
-    Linear(ctx, a.qkv, a.h, layer.qkv);
+    NormAndLinear(ctx, a.qkv, a.h, a.x, i == 0 ? nullptr : &a.delta, layer.attention_norm, layer.qkv);
     RopeAndStoreKv(ctx, a.qkv, rope_.view(), heads, batch.rows, kv, i);
     PagedAttention(ctx, a.attention, a.qkv, heads, batch.rows, kv, i, window);
     // After the last layer's cache is written, only rows with an output matter.
     if (i + 1 == config_.num_hidden_layers) a.KeepRows(ctx, batch.output_tokens);
     if (a.x.shape[0] == 0) break;
-    Linear(ctx, a.delta, a.attention, layer.o);
-    AddRmsNorm(ctx, a.h, a.x, a.delta, layer.mlp_norm, eps);
-    Linear(ctx, a.gate_up, a.h, layer.gate_up);
-    SwiGlu(ctx, a.mlp, a.gate_up);
-    Linear(ctx, a.delta, a.mlp, layer.down);
+    AfterAttention(ctx, a, layer);
   }
   if (a.x.shape[0] > 0) {
     TensorView last = hidden.data != nullptr ? hidden : a.h;
     AddRmsNorm(ctx, last, a.x, a.delta, final_norm_, eps);
     if (logits.data != nullptr) Linear(ctx, logits, last, lm_head_);
   }
+  ctx.arena->Rewind(mark);
+}
+
+void LlamaModel::AfterAttention(OpContext& ctx, const Activations& a, const Layer& layer) const {
+  // Chunks of nearly equal size. Nothing here looks at two tokens, so the results do not depend on them.
+  int64_t tokens = a.x.shape[0], chunks = CeilDiv(tokens, kChunkTokens);
+  for (int64_t i = 0, begin = 0; i < chunks; ++i) {
+    int64_t count = (tokens - begin) / (chunks - i);
+    auto rows = [&](const TensorView& view) {
+      TensorView part = view;
+      part.data = view.row<float>(begin);
+      part.shape[0] = count;
+      return part;
+    };
+    TensorView gate_up = a.gate_up, mlp = a.mlp, delta = rows(a.delta);
+    gate_up.shape[0] = mlp.shape[0] = count;
+    Linear(ctx, delta, rows(a.attention), layer.o);
+    NormAndLinear(ctx, gate_up, rows(a.h), rows(a.x), &delta, layer.mlp_norm, layer.gate_up);
+    SwiGluAndLinear(ctx, delta, mlp, gate_up, layer.down);
+    begin += count;
+  }
+}
+
+void LlamaModel::NormAndLinear(OpContext& ctx, TensorView y, TensorView h, TensorView x, const TensorView* delta,
+                               const float* norm, const LinearWeight& w) const {
+  const float eps = config_.rms_norm_eps;
+  if (!TakesQuantizedRows(w.packing)) {
+    delta != nullptr ? AddRmsNorm(ctx, h, x, *delta, norm, eps) : RmsNorm(ctx, h, x, norm, eps);
+    Linear(ctx, y, h, w);
+    return;
+  }
+  size_t mark = ctx.arena->Mark();
+  LinearQuantized(
+      ctx, y,
+      delta != nullptr ? AddRmsNormQuantized(ctx, h, x, *delta, norm, eps) : RmsNormQuantized(ctx, h, x, norm, eps), w);
+  ctx.arena->Rewind(mark);
+}
+
+void LlamaModel::SwiGluAndLinear(OpContext& ctx, TensorView y, TensorView mlp, TensorView gate_up,
+                                 const LinearWeight& w) {
+  if (!TakesQuantizedRows(w.packing)) {
+    SwiGlu(ctx, mlp, gate_up);
+    Linear(ctx, y, mlp, w);
+    return;
+  }
+  size_t mark = ctx.arena->Mark();
+  LinearQuantized(ctx, y, SwiGluQuantized(ctx, mlp, gate_up), w);
   ctx.arena->Rewind(mark);
 }
 

@@ -2,7 +2,10 @@
 // body and thread count.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
 
 #include "base/arithmetic.h"
 #include "ops/embedding.h"
@@ -104,6 +107,63 @@ TEST(SwiGlu, AgreesWithDoublePrecisionAndBitsWithEveryBody) {
           double u = input[static_cast<size_t>(t * 2 * columns + columns + i)];
           double exact = g / (1 + std::exp(-g)) * u;
           ASSERT_NEAR(first[static_cast<size_t>(t * columns + i)], exact, 3e-6 * std::max(1.0, std::fabs(exact)));
+        }
+      }
+    }
+  }
+}
+
+// The same records and spikes, the spikes in any order of tokens.
+void ExpectSameRows(const QuantizedRows& a, const QuantizedRows& b) {
+  ASSERT_EQ(a.tiles, b.tiles);
+  for (int64_t i = 0; i < a.tiles; ++i) {
+    QuantTile x = a.Tile(i), y = b.Tile(i);
+    ASSERT_EQ(x.tokens, y.tokens);
+    for (int64_t s = 0; s < (a.in_features + 63) / 64; ++s) {
+      auto tokens = static_cast<size_t>(x.tokens);
+      EXPECT_EQ(std::memcmp(x.codes + s * x.capacity * 64, y.codes + s * y.capacity * 64, tokens * 64), 0);
+      EXPECT_EQ(std::memcmp(x.records + s * x.capacity, y.records + s * y.capacity, tokens * sizeof(QuantRecord)), 0);
+      auto spikes = [&](const QuantTile& tile) {
+        std::vector<std::array<float, 3>> all;
+        for (int32_t k = 0; k < tile.spike_counts[s]; ++k) {
+          const QuantSpike& spike = tile.spikes[s * tile.capacity * kSpikesMax + k];
+          all.push_back({static_cast<float>(spike.token), static_cast<float>(spike.column), spike.value});
+        }
+        std::sort(all.begin(), all.end());
+        return all;
+      };
+      EXPECT_EQ(spikes(x), spikes(y));
+    }
+  }
+}
+
+TEST(Quantized, NormAndSwiGluQuantiseWhatTheyWouldWrite) {
+  std::mt19937 rng(3);
+  for (int64_t columns : {64, 96, 576}) {
+    for (int64_t tokens : {1, 3, 150}) {
+      auto x = RandomFloats(rng, tokens * columns), delta = RandomFloats(rng, tokens * columns);
+      auto gate_up = RandomFloats(rng, tokens * columns * 2), weight = RandomFloats(rng, columns);
+      for (int64_t t = 0; t < tokens; t += 2) {
+        x[static_cast<size_t>(t * columns + 7)] = 100.0f;  // spikes
+        gate_up[static_cast<size_t>(t * columns * 2 + 9)] = 100.0f;
+      }
+      for (Isa isa : IsasHere()) {
+        for (int threads : {1, 2}) {
+          ThreadPool pool(threads);
+          Arena arena(6 * (QuantizedRowsBytes(tokens, columns) + 64));
+          OpContext ctx{&pool, &arena, isa};
+          std::vector<float> y(x.size()), scratch(x.size()), sum = x, again = x;
+          auto matrix = [&](std::vector<float>& data) { return Matrix(data, tokens, columns); };
+          RmsNorm(ctx, matrix(y), matrix(sum), weight.data(), 1e-5f);
+          ExpectSameRows(RmsNormQuantized(ctx, matrix(scratch), matrix(again), weight.data(), 1e-5f),
+                         QuantizeRows(ctx, matrix(y)));
+          AddRmsNorm(ctx, matrix(y), matrix(sum), matrix(delta), weight.data(), 1e-5f);
+          ExpectSameRows(AddRmsNormQuantized(ctx, matrix(scratch), matrix(again), matrix(delta), weight.data(), 1e-5f),
+                         QuantizeRows(ctx, matrix(y)));
+          EXPECT_TRUE(SameBits(sum, again));
+          SwiGlu(ctx, matrix(y), Matrix(gate_up, tokens, 2 * columns));
+          ExpectSameRows(SwiGluQuantized(ctx, matrix(scratch), Matrix(gate_up, tokens, 2 * columns)),
+                         QuantizeRows(ctx, matrix(y)));
         }
       }
     }

@@ -11,10 +11,6 @@
 namespace ekiben {
 namespace {
 
-bool IsInteger(Packing packing) {
-  return packing == Packing::kInt8 || packing == Packing::kInt4Block32;
-}
-
 int64_t EvenColumns(int64_t in_features) {
   return RoundUp(in_features, int64_t{2});
 }
@@ -89,9 +85,13 @@ const LinearKernels& LinearKernelsOf(Isa isa) {
   return kLinearReference;
 }
 
+bool TakesQuantizedRows(Packing packing) {
+  return packing == Packing::kInt8 || packing == Packing::kInt4Block32;
+}
+
 void LinearQuantized(OpContext& ctx, TensorView y, const QuantizedRows& x, const LinearWeight& w) {
   CheckShapes(y, x.tokens, x.in_features, w);
-  CHECK(IsInteger(w.packing), "packing {} takes no quantised rows", Name(w.packing));
+  CHECK(TakesQuantizedRows(w.packing), "packing {} takes no quantised rows", Name(w.packing));
   if (x.tokens == 0) return;
   LinearTask task = TaskOf(y, w);
   RunGroups(ctx, BodyOf(LinearKernelsOf(ctx.isa), w.packing), task, VariantOf(ctx, w, x.tokens), x.tiles, &x);
@@ -100,7 +100,7 @@ void LinearQuantized(OpContext& ctx, TensorView y, const QuantizedRows& x, const
 void Linear(OpContext& ctx, TensorView y, TensorView x, const LinearWeight& w) {
   size_t mark = ctx.arena->Mark();
   int64_t tokens = x.shape[0];
-  if (IsInteger(w.packing)) {
+  if (TakesQuantizedRows(w.packing)) {
     LinearQuantized(ctx, y, QuantizeRows(ctx, x), w);
     ctx.arena->Rewind(mark);
     return;

@@ -26,6 +26,8 @@ namespace ekiben {
 
 enum class Packing : uint32_t { kF32 = 1, kBF16 = 2, kInt8 = 3, kInt4Block32 = 4 };
 std::string_view Name(Packing packing);
+// Whether a linear of this packing multiplies int8 activations.
+bool TakesQuantizedRows(Packing packing);
 
 // A packed weight, in place (engine file or memory). `data` is 64-byte aligned.
 struct LinearWeight {

@@ -1,9 +1,9 @@
 // The bodies of ops/linear.h and ops/quantize.h for sixteen lanes. Included by linear_avx2.cc and linear_avx512.cc
 // only. May be long: kernels read in order.
 //
-// Integer packings. For a group of 16 rows and a strip of 64 columns the weights sit in 16 registers; the strip's
-// records (one a token, two for tokens with outliers) stream past them, four at a time so that eight chains of
-// vpdpbusd (latency 4, one a cycle) keep the unit busy. Each record adds one f32 term per row to an accumulator in L1.
+// Integer packings. For a group of 16 rows and a strip of 64 columns the weights sit in 16 registers; the tokens'
+// records stream past them, four at a time so that eight chains of vpdpbusd (latency 4, one a cycle) keep the unit
+// busy. Each record adds one f32 term per row to an accumulator in L1. Then come the strip's spikes, one column each.
 //
 // 4 bits, a block of 32 columns, S = the sum of its codes x:
 //   acc = S * (4 * 65536 - 8), then 8 vpdpbusd add sum(code * x). As two 16-bit words: lower = sum((code - 8) x), which
@@ -12,9 +12,11 @@
 //   One vpdpwssd by the pair {scale, offset} then gives scale * lower + offset * upper, the whole block, exactly.
 // Two blocks make a strip: 19 multiply slots of which 16 multiply codes, so at most 84 % of the vpdpbusd peak.
 //
-// Order of summation, the same in every body and batch: strips ascending; in a strip the token's first record, then
-// its second; y = acc * unit[row] (+ bias).
+// Order of summation, the same in every body and batch: strips ascending; in a strip the token's record, then its
+// spikes, columns ascending; y = acc * unit[row] (+ bias).
 #pragma once
+#include <algorithm>
+
 #include "ops/lanes.h"
 #include "ops/lanes_bf16.h"
 #include "ops/linear_kernels.h"
@@ -42,6 +44,9 @@ BODY_INLINE Ints ZeroInts() {
 }
 BODY_INLINE Ints AddInts(Ints a, Ints b) {
   return {_mm512_add_epi32(a.v, b.v)};
+}
+BODY_INLINE Ints AddWords(Ints a, Ints b) {
+  return {_mm512_add_epi16(a.v, b.v)};
 }
 BODY_INLINE Ints LowNibbles(Ints a) {
   return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))};
@@ -88,11 +93,18 @@ BODY_INLINE void StoreCodes(int8_t* out, const Lanes (&scaled)[4], int32_t (&sum
   sums[0] = _mm_cvtsi128_si32(_mm512_castsi512_si128(eighths)) - 32 * 128;
   sums[1] = _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(eighths, 2)) - 32 * 128;
 }
-BODY_INLINE Lanes RoundLanes(Lanes a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
 BODY_INLINE Lanes Magnitude(Lanes a) {
   return {_mm512_abs_ps(a.v)};
+}
+BODY_INLINE uint64_t LanesAbove(Lanes a, Lanes limit) {
+  return _mm512_cmp_ps_mask(a.v, limit.v, _CMP_GT_OQ);
+}
+BODY_INLINE Lanes ClearLanes(Lanes a, uint64_t lanes) {
+  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(~lanes), a.v)};
+}
+// (a >> bits) & mask
+BODY_INLINE Ints BitsFrom(Ints a, int bits, int32_t mask) {
+  return {_mm512_and_si512(_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(bits)), _mm512_set1_epi32(mask))};
 }
 
 #else
@@ -112,6 +124,9 @@ BODY_INLINE Ints ZeroInts() {
 }
 BODY_INLINE Ints AddInts(Ints a, Ints b) {
   return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+BODY_INLINE Ints AddWords(Ints a, Ints b) {
+  return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)};
 }
 BODY_INLINE Ints LowNibbles(Ints a) {
   const __m256i mask = _mm256_set1_epi8(15);
@@ -179,13 +194,25 @@ BODY_INLINE void StoreCodes(int8_t* out, const Lanes (&scaled)[4], int32_t (&sum
   sums[0] = StoreHalf(out, scaled[0], scaled[1]);
   sums[1] = StoreHalf(out + 32, scaled[2], scaled[3]);
 }
-BODY_INLINE Lanes RoundLanes(Lanes a) {
-  return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
-          _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
 BODY_INLINE Lanes Magnitude(Lanes a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+BODY_INLINE uint64_t LanesAbove(Lanes a, Lanes limit) {
+  int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, limit.lo, _CMP_GT_OQ));
+  int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, limit.hi, _CMP_GT_OQ));
+  return static_cast<uint64_t>(lo | hi << 8);
+}
+BODY_INLINE Lanes ClearLanes(Lanes a, uint64_t lanes) {
+  alignas(64) float values[kLanes];
+  Store(values, a);
+  for (int i = 0; i < kLanes; ++i) values[i] = lanes >> i & 1 ? 0.0f : values[i];
+  return Load(values);
+}
+BODY_INLINE Ints BitsFrom(Ints a, int bits, int32_t mask) {
+  __m128i count = _mm_cvtsi32_si128(bits);
+  __m256i keep = _mm256_set1_epi32(mask);
+  return {_mm256_and_si256(_mm256_srl_epi32(a.lo, count), keep), _mm256_and_si256(_mm256_srl_epi32(a.hi, count), keep)};
 }
 
 #endif
@@ -207,17 +234,29 @@ BODY_INLINE Strip64 LoadStrip(const float* x, int64_t columns) {
 BODY_INLINE float MaxMagnitude(const Strip64& s) {
   return MaxOf(Max(Max(Magnitude(s.part[0]), Magnitude(s.part[1])), Max(Magnitude(s.part[2]), Magnitude(s.part[3]))));
 }
-// Quantises `strip`, whose largest magnitude is `maximum`, into record `slot` of a strip's list.
-BODY_INLINE float StoreRecord(const Strip64& strip, float maximum, int32_t token, int8_t* codes, QuantRecord* record) {
+BODY_INLINE void StoreRecord(const Strip64& strip, int8_t* codes, QuantRecord* record) {
+  float maximum = MaxMagnitude(strip);
   bool tiny = maximum < kTinyMaximum;
-  float scale = tiny ? 0.0f : maximum / 127.0f;
   Lanes inverse = Broadcast(tiny ? 0.0f : 127.0f / maximum);
   Lanes scaled[4];
   UNROLL for (int i = 0; i < 4; ++i) scaled[i] = Multiply(strip.part[i], inverse);
   int32_t sums[2];
   StoreCodes(codes, scaled, sums);
-  *record = {{sums[0] * kInt4Start, sums[1] * kInt4Start}, -128 * (sums[0] + sums[1]), scale, token};
-  return scale;
+  *record = {{sums[0] * kInt4Start, sums[1] * kInt4Start}, -128 * (sums[0] + sums[1]), tiny ? 0.0f : maximum / 127.0f};
+}
+// Moves the values in `above` (a bit a column) out of the strip, the first kSpikesMax of them, into its list of spikes.
+static void TakeSpikes(Strip64& strip, uint64_t above, const float* x, int32_t token, QuantSpike* spikes,
+                       int32_t* spike_count) {
+  int32_t count = std::min(__builtin_popcountll(above), kSpikesMax);
+  QuantSpike* spike = spikes + __atomic_fetch_add(spike_count, count, __ATOMIC_RELAXED);
+  uint64_t taken = 0;
+  for (int32_t i = 0; i < count; ++i, ++spike) {
+    int column = __builtin_ctzll(above);
+    above &= above - 1;
+    taken |= uint64_t{1} << column;
+    *spike = {x[column], static_cast<int16_t>(token), static_cast<int16_t>(column)};
+  }
+  UNROLL for (int i = 0; i < 4; ++i) strip.part[i] = ClearLanes(strip.part[i], taken >> (16 * i) & 0xffff);
 }
 
 static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& tile, int32_t token) {
@@ -228,35 +267,28 @@ static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& 
     UNROLL for (int i = 0; i < 4; ++i) squares[i] = Fma(s.part[i], s.part[i], squares[i]);
   }
   float sum = Sum(Add(Add(squares[0], squares[1]), Add(squares[2], squares[3])));
-  float limit = sum * (kOutlierRatio * kOutlierRatio / static_cast<float>(in_features));
-  for (int64_t c = 0, strip_index = 0; c < in_features; c += kStripColumns, ++strip_index) {
+  Lanes limit = Broadcast(kSpikeRatio * __builtin_sqrtf(sum / static_cast<float>(in_features)));
+  int64_t at = token;
+  for (int64_t c = 0, strip = 0; c < in_features; c += kStripColumns, ++strip, at += tile.capacity) {
     Strip64 s = LoadStrip(x + c, in_features - c);
-    int8_t* codes = tile.codes + strip_index * tile.capacity * kStripColumns;
-    QuantRecord* records = tile.records + strip_index * tile.capacity;
-    float maximum = MaxMagnitude(s);
-    float scale = StoreRecord(s, maximum, token, codes + token * kStripColumns, records + token);
-    if (!(maximum * maximum > limit)) continue;
-    Lanes inverse = Broadcast(127.0f / maximum), minus_scale = Broadcast(-scale);
-    UNROLL for (int i = 0; i < 4; ++i) {
-      s.part[i] = Fma(RoundLanes(Multiply(s.part[i], inverse)), minus_scale, s.part[i]);
+    uint64_t above = 0;
+    UNROLL for (int i = 0; i < 4; ++i) above |= LanesAbove(Magnitude(s.part[i]), limit) << (16 * i);
+    if (above != 0) {
+      TakeSpikes(s, above, x + c, token, tile.spikes + strip * tile.capacity * kSpikesMax, tile.spike_counts + strip);
     }
-    maximum = MaxMagnitude(s);
-    if (maximum < kTinyMaximum) continue;
-    int32_t slot = __atomic_fetch_add(tile.counts + strip_index, 1, __ATOMIC_RELAXED);
-    StoreRecord(s, maximum, token, codes + slot * kStripColumns, records + slot);
+    StoreRecord(s, tile.codes + at * kStripColumns, tile.records + at);
   }
 }
 
 // ---- 4 bits ---------------------------------------------------------------------------------------------------------
 
 // One f32 term a row: what a record's sums over the two blocks come to.
-BODY_INLINE void AddTerm(Ints block0, Ints block1, Ints pair0, Ints pair1, const QuantRecord& record, float* acc) {
+BODY_INLINE void AddTerm(Ints block0, Ints block1, Ints pair0, Ints pair1, const QuantRecord& record, float* row) {
   Ints sum = DotWords(DotWords(ZeroInts(), block0, pair0), block1, pair1);
-  float* row = acc + record.token * kGroupRows;
   Store(row, Fma(ToFloat(sum), Broadcast(record.scale), Load(row)));
 }
 
-// Four records of one strip against 16 rows whose weights are unpacked, 8 registers a block. acc: f32 [tokens][16].
+// Four records of one strip against 16 rows whose weights are unpacked, 8 registers a block. acc: f32 [4][16].
 BODY_INLINE void Int4FourRecords(const Ints (&weights)[16], Ints pair0, Ints pair1, const int8_t* codes,
                                  const QuantRecord* records, float* acc) {
   Ints a[4], b[4];
@@ -270,7 +302,7 @@ BODY_INLINE void Int4FourRecords(const Ints (&weights)[16], Ints pair0, Ints pai
       b[r] = DotSmallBytes(b[r], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
     }
   }
-  UNROLL for (int r = 0; r < 4; ++r) AddTerm(a[r], b[r], pair0, pair1, records[r], acc);
+  UNROLL for (int r = 0; r < 4; ++r) AddTerm(a[r], b[r], pair0, pair1, records[r], acc + r * kGroupRows);
 }
 
 // One to three records, unpacking as it goes: nothing is kept, so that a step of one token runs at the speed of the
@@ -295,7 +327,8 @@ BODY_INLINE void Int4FewRecords(const Int4Strip& strip, const int8_t* codes, con
     UNROLL for (int r = 0; r < kRecords; ++r) low[block][r] = AddInts(low[block][r], Sixteenth(high[block][r]));
   }
   Ints pair0 = LoadInts(strip.pairs[0]), pair1 = LoadInts(strip.pairs[1]);
-  UNROLL for (int r = 0; r < kRecords; ++r) AddTerm(low[0][r], low[1][r], pair0, pair1, records[r], acc);
+  UNROLL for (int r = 0; r < kRecords; ++r)
+      AddTerm(low[0][r], low[1][r], pair0, pair1, records[r], acc + r * kGroupRows);
 }
 
 // Any number of records of one strip.
@@ -313,13 +346,26 @@ BODY_INLINE void Int4Records(const Int4Strip& strip, const int8_t* codes, const 
     }
     Ints pair0 = LoadInts(strip.pairs[0]), pair1 = LoadInts(strip.pairs[1]);
     for (; r + 4 <= count; r += 4) {
-      Int4FourRecords(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc);
+      Int4FourRecords(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc + r * kGroupRows);
     }
   }
+  codes += r * kStripColumns, records += r, acc += r * kGroupRows;
   switch (count - r) {
-    case 3: return Int4FewRecords<3>(strip, codes + r * kStripColumns, records + r, acc);
-    case 2: return Int4FewRecords<2>(strip, codes + r * kStripColumns, records + r, acc);
-    case 1: return Int4FewRecords<1>(strip, codes + r * kStripColumns, records + r, acc);
+    case 3: return Int4FewRecords<3>(strip, codes, records, acc);
+    case 2: return Int4FewRecords<2>(strip, codes, records, acc);
+    case 1: return Int4FewRecords<1>(strip, codes, records, acc);
+  }
+}
+
+// A spike's weights are scale * (code - 8) + 4 * offset, below 2^24 and so exact in f32.
+BODY_INLINE void Int4Spikes(const Int4Strip& strip, const QuantSpike* spikes, int32_t count, float* acc) {
+  for (int32_t i = 0; i < count; ++i) {
+    int column = spikes[i].column, block = column / 32;
+    Ints code = BitsFrom(LoadInts(strip.codes[block][column % 16 / 4]), column % 4 * 8 + column % 32 / 16 * 4, 15);
+    Ints weight =
+        DotWords(ZeroInts(), AddWords(code, BroadcastInt(4 * 65536 | (-8 & 0xffff))), LoadInts(strip.pairs[block]));
+    float* row = acc + spikes[i].token * kGroupRows;
+    Store(row, Fma(ToFloat(weight), Broadcast(spikes[i].value), Load(row)));
   }
 }
 
@@ -351,8 +397,9 @@ static void Int4Rows(const LinearTask& task) {
     for (int64_t s = 0; s < strips; ++s, data += sizeof(Int4Strip)) {
       const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(data);
       if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int4Strip));
-      Int4Records(*strip, tile.codes + s * tile.capacity * kStripColumns, tile.records + s * tile.capacity,
-                  tile.counts[s], acc);
+      Int4Records(*strip, tile.codes + s * tile.capacity * kStripColumns, tile.records + s * tile.capacity, tile.tokens,
+                  acc);
+      Int4Spikes(*strip, tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc);
     }
     StoreRows(task, group, tile.tokens, acc, Load(reinterpret_cast<const float*>(data)));
   }
@@ -363,7 +410,7 @@ static void Int4Rows(const LinearTask& task) {
 template <int kRecords>
 BODY_INLINE void Int8Records(const Ints (&weights)[16], Lanes row_scale, const int8_t* codes,
                              const QuantRecord* records, float* acc) {
-  constexpr int kParts = kRecords == 1 ? 4 : kRecords <= 3 ? 2 : 1;
+  constexpr int kParts = kRecords == 1 ? 4 : 2;  // chains enough for the latency of vpdpbusd
   Ints a[kRecords * kParts];
   UNROLL for (int r = 0; r < kRecords * kParts; ++r) {
     a[r] = r < kRecords ? BroadcastInt(records[r].int8_start) : ZeroInts();
@@ -377,8 +424,19 @@ BODY_INLINE void Int8Records(const Ints (&weights)[16], Lanes row_scale, const i
   UNROLL for (int r = kRecords; r < kRecords * kParts; ++r) a[r % kRecords] = AddInts(a[r % kRecords], a[r]);
   UNROLL for (int r = 0; r < kRecords; ++r) {
     Lanes scale = Multiply(row_scale, Broadcast(records[r].scale));
-    float* row = acc + records[r].token * kGroupRows;
+    float* row = acc + r * kGroupRows;
     Store(row, Fma(ToFloat(a[r]), scale, Load(row)));
+  }
+}
+
+BODY_INLINE void Int8Spikes(const std::byte* strip, Lanes row_scale, const QuantSpike* spikes, int32_t count,
+                            float* acc) {
+  for (int32_t i = 0; i < count; ++i) {
+    int column = spikes[i].column;
+    Ints code = BitsFrom(LoadInts(strip + column / 4 * 64), column % 4 * 8, 255);
+    Lanes scale = Multiply(row_scale, Broadcast(spikes[i].value));
+    float* row = acc + spikes[i].token * kGroupRows;
+    Store(row, Fma(ToFloat(AddInts(code, BroadcastInt(-128))), scale, Load(row)));
   }
 }
 
@@ -399,13 +457,17 @@ static void Int8Rows(const LinearTask& task) {
       Lanes row_scale = LoadBF16(scales + s * kGroupRows);
       const int8_t* codes = tile.codes + s * tile.capacity * kStripColumns;
       const QuantRecord* records = tile.records + s * tile.capacity;
-      int32_t count = tile.counts[s], r = 0;
-      for (; r + 4 <= count; r += 4) Int8Records<4>(weights, row_scale, codes + r * kStripColumns, records + r, acc);
-      switch (count - r) {
-        case 3: Int8Records<3>(weights, row_scale, codes + r * kStripColumns, records + r, acc); break;
-        case 2: Int8Records<2>(weights, row_scale, codes + r * kStripColumns, records + r, acc); break;
-        case 1: Int8Records<1>(weights, row_scale, codes + r * kStripColumns, records + r, acc); break;
+      float* row = acc;
+      int32_t left = tile.tokens;
+      for (; left >= 4; left -= 4, codes += 4 * kStripColumns, records += 4, row += 4 * kGroupRows) {
+        Int8Records<4>(weights, row_scale, codes, records, row);
       }
+      switch (left) {
+        case 3: Int8Records<3>(weights, row_scale, codes, records, row); break;
+        case 2: Int8Records<2>(weights, row_scale, codes, records, row); break;
+        case 1: Int8Records<1>(weights, row_scale, codes, records, row); break;
+      }
+      Int8Spikes(data, row_scale, tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc);
     }
     StoreRows(task, group, tile.tokens, acc, Broadcast(1.0f));
   }

@@ -40,15 +40,31 @@ float Int8Term(const Int8Strip& strip, float row_scale, int64_t lane, const int8
   return std::fma(static_cast<float>(acc), row_scale * record.scale, sum);
 }
 
-// Calls term(strip index, codes, record, sum) for every record of one token: strips ascending, first before second.
-template <class Term>
-float SumRecords(const LinearTask& task, int32_t token, const Term& term) {
+// A spike against one row: the weight, exact in f32, times the value.
+float Int4Spike(const Int4Strip& strip, int64_t lane, const QuantSpike& spike, float sum) {
+  int32_t block = spike.column / 32, k = spike.column % 32;
+  uint8_t byte = strip.codes[block][k % 16 / 4][lane][k % 4];
+  int32_t code = k < 16 ? byte & 15 : byte >> 4;
+  const Int4Strip::Pair& pair = strip.pairs[block][lane];
+  return std::fma(static_cast<float>(pair.scale * (code - 8) + pair.offset * 4), spike.value, sum);
+}
+
+float Int8Spike(const Int8Strip& strip, float row_scale, int64_t lane, const QuantSpike& spike, float sum) {
+  int32_t code = strip.codes[spike.column / 4][lane][spike.column % 4] - 128;
+  return std::fma(static_cast<float>(code), row_scale * spike.value, sum);
+}
+
+// One token's sum over the strips, ascending: in each term(strip, codes, record, sum), then spike(strip, spike, sum).
+template <class Term, class Spike>
+float SumStrips(const LinearTask& task, int32_t token, const Term& term, const Spike& spike) {
+  const QuantTile& tile = task.tile;
   float sum = 0.0f;
   for (int64_t s = 0; s < StripsOf(task.in_features); ++s) {
-    for (int32_t r = 0; r < task.tile.counts[s]; ++r) {
-      const QuantRecord& record = task.tile.records[s * task.tile.capacity + r];
-      if (record.token != token) continue;
-      sum = term(s, task.tile.codes + (s * task.tile.capacity + r) * kStripColumns, record, sum);
+    int64_t at = s * tile.capacity;
+    sum = term(s, tile.codes + (at + token) * kStripColumns, tile.records[at + token], sum);
+    for (int32_t i = 0; i < tile.spike_counts[s]; ++i) {
+      const QuantSpike& candidate = tile.spikes[at * kSpikesMax + i];
+      if (candidate.token == token) sum = spike(s, candidate, sum);
     }
   }
   return sum;
@@ -62,9 +78,13 @@ void Int4Rows(const LinearTask& task) {
     const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(group);
     float unit = reinterpret_cast<const float*>(group + static_cast<size_t>(strips) * sizeof(Int4Strip))[row % 16];
     for (int32_t t = 0; t < task.tile.tokens; ++t) {
-      float sum = SumRecords(task, t, [&](int64_t s, const int8_t* x, const QuantRecord& record, float acc) {
-        return Int4Term(strip[s], row % kGroupRows, x, record, acc);
-      });
+      int64_t lane = row % kGroupRows;
+      float sum = SumStrips(
+          task, t,
+          [&](int64_t s, const int8_t* x, const QuantRecord& record, float acc) {
+            return Int4Term(strip[s], lane, x, record, acc);
+          },
+          [&](int64_t s, const QuantSpike& spike, float acc) { return Int4Spike(strip[s], lane, spike, acc); });
       StoreRow(task, t, row, sum * unit);
     }
   }
@@ -78,10 +98,16 @@ void Int8Rows(const LinearTask& task) {
     const Int8Strip* strip = reinterpret_cast<const Int8Strip*>(group);
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(strip + strips);
     for (int32_t t = 0; t < task.tile.tokens; ++t) {
-      float sum = SumRecords(task, t, [&](int64_t s, const int8_t* x, const QuantRecord& record, float acc) {
-        float row_scale = BF16ToF32(scales[s * kGroupRows + row % kGroupRows]);
-        return Int8Term(strip[s], row_scale, row % kGroupRows, x, record, acc);
-      });
+      int64_t lane = row % kGroupRows;
+      auto row_scale = [&](int64_t s) { return BF16ToF32(scales[s * kGroupRows + lane]); };
+      float sum = SumStrips(
+          task, t,
+          [&](int64_t s, const int8_t* x, const QuantRecord& record, float acc) {
+            return Int8Term(strip[s], row_scale(s), lane, x, record, acc);
+          },
+          [&](int64_t s, const QuantSpike& spike, float acc) {
+            return Int8Spike(strip[s], row_scale(s), lane, spike, acc);
+          });
       StoreRow(task, t, row, sum * 1.0f);
     }
   }
@@ -130,8 +156,9 @@ void ToBF16(const float* x, int64_t count, uint16_t* out) {
 }
 
 // Quantises 64 values (zeros past the row's end) into one record.
-void StoreRecord(const float (&values)[kStripColumns], float maximum, int32_t token, int8_t* codes,
-                 QuantRecord& record) {
+void StoreRecord(const float (&values)[kStripColumns], int8_t* codes, QuantRecord& record) {
+  float maximum = 0.0f;
+  for (float value : values) maximum = std::max(maximum, std::fabs(value));
   bool tiny = maximum < kTinyMaximum;
   float inverse = tiny ? 0.0f : 127.0f / maximum;
   int32_t sums[2] = {0, 0};
@@ -139,14 +166,18 @@ void StoreRecord(const float (&values)[kStripColumns], float maximum, int32_t to
     codes[k] = static_cast<int8_t>(std::nearbyint(values[k] * inverse));
     sums[k / 32] += codes[k];
   }
-  record = {
-      {sums[0] * kInt4Start, sums[1] * kInt4Start}, -128 * (sums[0] + sums[1]), tiny ? 0.0f : maximum / 127.0f, token};
+  record = {{sums[0] * kInt4Start, sums[1] * kInt4Start}, -128 * (sums[0] + sums[1]), tiny ? 0.0f : maximum / 127.0f};
 }
 
-float MaxMagnitude(const float (&values)[kStripColumns]) {
-  float maximum = 0.0f;
-  for (float value : values) maximum = std::max(maximum, std::fabs(value));
-  return maximum;
+// Moves the values beyond `limit` out of a strip; returns how many.
+int32_t TakeSpikes(float (&values)[kStripColumns], float limit, int32_t token, QuantSpike (&spikes)[kSpikesMax]) {
+  int32_t count = 0;
+  for (int k = 0; k < kStripColumns && count < kSpikesMax; ++k) {
+    if (!(std::fabs(values[k]) > limit)) continue;
+    spikes[count++] = {values[k], static_cast<int16_t>(token), static_cast<int16_t>(k)};
+    values[k] = 0.0f;
+  }
+  return count;
 }
 
 }  // namespace
@@ -157,22 +188,19 @@ void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile
   LaneSum squares_sum;
   for (int i = 0; i < 16; ++i)
     squares_sum.lane[i] = (squares[i] + squares[16 + i]) + (squares[32 + i] + squares[48 + i]);
-  float limit = squares_sum.Total() * (kOutlierRatio * kOutlierRatio / static_cast<float>(in_features));
+  float limit = kSpikeRatio * std::sqrt(squares_sum.Total() / static_cast<float>(in_features));
   for (int64_t s = 0; s < StripsOf(in_features); ++s) {
     float values[kStripColumns] = {};
     int64_t columns = std::min(kStripColumns, in_features - s * kStripColumns);
     std::memcpy(values, x + s * kStripColumns, static_cast<size_t>(columns) * sizeof(float));
-    int8_t* codes = tile.codes + s * tile.capacity * kStripColumns;
-    QuantRecord* records = tile.records + s * tile.capacity;
-    float maximum = MaxMagnitude(values);
-    StoreRecord(values, maximum, token, codes + token * kStripColumns, records[token]);
-    if (!(maximum * maximum > limit)) continue;
-    float inverse = 127.0f / maximum, scale = maximum / 127.0f;
-    for (float& value : values) value = std::fma(std::nearbyint(value * inverse), -scale, value);
-    maximum = MaxMagnitude(values);
-    if (maximum < kTinyMaximum) continue;
-    int32_t slot = __atomic_fetch_add(tile.counts + s, 1, __ATOMIC_RELAXED);
-    StoreRecord(values, maximum, token, codes + slot * kStripColumns, records[slot]);
+    QuantSpike spikes[kSpikesMax];
+    int32_t count = TakeSpikes(values, limit, token, spikes);
+    if (count > 0) {
+      int32_t slot = __atomic_fetch_add(tile.spike_counts + s, count, __ATOMIC_RELAXED);
+      std::copy(spikes, spikes + count, tile.spikes + s * tile.capacity * kSpikesMax + slot);
+    }
+    int64_t at = s * tile.capacity + token;
+    StoreRecord(values, tile.codes + at * kStripColumns, tile.records[at]);
   }
 }
 

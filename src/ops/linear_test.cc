@@ -334,18 +334,44 @@ TEST(Quantize, ZerosAndOutliers) {
     x[128 + 70] = 200.0f;
     QuantizedRows rows = QuantizeRows(ctx, TensorView(x.data(), DType::kF32, {2, 128}));
     QuantTile tile = rows.Tile(0);
-    EXPECT_EQ(tile.counts[0], 2);
-    EXPECT_EQ(tile.counts[1], 3);  // the outlier's group of token 1 has a second record
+    EXPECT_EQ(tile.spike_counts[0], 0);
+    ASSERT_EQ(tile.spike_counts[1], 1);
+    const QuantSpike& spike = tile.spikes[tile.capacity * kSpikesMax];
+    EXPECT_EQ(spike.value, 200.0f);
+    EXPECT_EQ(spike.token, 1);
+    EXPECT_EQ(spike.column, 6);
     EXPECT_EQ(tile.records[0].scale, 0.0f);
-    const QuantRecord* second = tile.records + tile.capacity;
-    const int8_t* codes = tile.codes + tile.capacity * kStripColumns;
+    const QuantRecord& record = tile.records[tile.capacity + 1];
+    const int8_t* codes = tile.codes + (tile.capacity + 1) * kStripColumns;
     for (int k = 0; k < 64; ++k) {
-      float value = second[1].scale * codes[64 + k] + second[2].scale * codes[128 + k];
-      EXPECT_NEAR(value, x[static_cast<size_t>(192 + k)], 200.0f / 127 / 127);
+      float value = k == 6 ? 0.0f : x[static_cast<size_t>(192 + k)];
+      EXPECT_NEAR(record.scale * codes[k], value, 1.0f / 127 / 2 + 1e-6f);
     }
     int sum = 0;
-    for (int k = 0; k < 32; ++k) sum += codes[64 + k];
-    EXPECT_EQ(second[1].int4_start[0], sum * 262136);
+    for (int k = 0; k < 32; ++k) sum += codes[k];
+    EXPECT_EQ(record.int4_start[0], sum * 262136);
+  }
+}
+
+// A strip gives up its first values only; what is over stays in its codes, and no list overflows.
+TEST(Quantize, AStripGivesUpAFewValues) {
+  for (Isa isa : IsasHere()) {
+    ThreadPool pool(2);
+    constexpr int64_t kTokens = 140, kColumns = 2048;
+    Arena arena(QuantizedRowsBytes(kTokens, kColumns) + 64);
+    OpContext ctx{&pool, &arena, isa};
+    std::vector<float> x(kTokens * kColumns, 0.01f);
+    for (int64_t t = 0; t < kTokens; ++t) {
+      for (int64_t i = 0; i < 12; ++i) x[static_cast<size_t>(t * kColumns + 64 + 5 * i)] = 100.0f;
+    }
+    QuantizedRows rows = QuantizeRows(ctx, TensorView(x.data(), DType::kF32, {kTokens, kColumns}));
+    for (int64_t i = 0; i < rows.tiles; ++i) {
+      QuantTile tile = rows.Tile(i);
+      EXPECT_EQ(tile.spike_counts[0], 0);
+      ASSERT_EQ(tile.spike_counts[1], tile.tokens * kSpikesMax);
+      const int8_t* codes = tile.codes + tile.capacity * kStripColumns;
+      for (int k = 0; k < 12; ++k) EXPECT_EQ(codes[5 * k], k < kSpikesMax ? 0 : 127) << Name(isa) << " " << k;
+    }
   }
 }
 
@@ -359,7 +385,7 @@ TEST(Quantize, NonFiniteInputsStayInBounds) {
     Arena arena(QuantizedRowsBytes(3, 64) + 64);
     OpContext ctx{&pool, &arena, isa};
     QuantizedRows rows = QuantizeRows(ctx, TensorView(x.data(), DType::kF32, {3, 64}));
-    EXPECT_LE(rows.Tile(0).counts[0], 6);
+    EXPECT_LE(rows.Tile(0).spike_counts[0], 3 * kSpikesMax);
   }
 }
 

@@ -19,14 +19,15 @@ size_t RoundTo64(size_t bytes) {
 }
 
 struct TileLayout {
-  size_t records, counts, bytes;  // offsets, and the whole
+  size_t records, spikes, spike_counts, bytes;  // offsets, and the whole
 };
 TileLayout LayoutOf(int64_t tokens, int64_t strips) {
-  size_t slots = static_cast<size_t>(strips * (2 * tokens + 1));
+  size_t slots = static_cast<size_t>(strips * tokens);
   TileLayout layout;
   layout.records = slots * kStripColumns;
-  layout.counts = RoundTo64(layout.records + slots * sizeof(QuantRecord));
-  layout.bytes = RoundTo64(layout.counts + static_cast<size_t>(strips) * sizeof(int32_t));
+  layout.spikes = RoundTo64(layout.records + slots * sizeof(QuantRecord));
+  layout.spike_counts = layout.spikes + slots * kSpikesMax * sizeof(QuantSpike);
+  layout.bytes = RoundTo64(layout.spike_counts + static_cast<size_t>(strips) * sizeof(int32_t));
   return layout;
 }
 
@@ -40,10 +41,11 @@ QuantTile QuantizedRows::Tile(int64_t tile) const {
   QuantTile out;
   out.token_begin = tile * whole;
   out.tokens = static_cast<int32_t>(std::min(whole, tokens - out.token_begin));
-  out.capacity = static_cast<int32_t>(2 * whole + 1);
+  out.capacity = static_cast<int32_t>(whole);
   out.codes = reinterpret_cast<int8_t*>(base);
   out.records = reinterpret_cast<QuantRecord*>(base + layout.records);
-  out.counts = reinterpret_cast<int32_t*>(base + layout.counts);
+  out.spikes = reinterpret_cast<QuantSpike*>(base + layout.spikes);
+  out.spike_counts = reinterpret_cast<int32_t*>(base + layout.spike_counts);
   return out;
 }
 
@@ -58,25 +60,28 @@ QuantizedRows LayOutQuantizedRows(int64_t tokens, int64_t in_features, std::byte
   // With tiles of ceil(tokens / tiles) the last could be empty only for tokens < tiles, which cannot be.
   for (int64_t i = 0; i < rows.tiles; ++i) {
     QuantTile tile = rows.Tile(i);
-    for (int64_t s = 0; s < StripsOf(in_features); ++s) tile.counts[s] = tile.tokens;
+    for (int64_t s = 0; s < StripsOf(in_features); ++s) tile.spike_counts[s] = 0;
   }
   return rows;
+}
+
+QuantizedRows TakeQuantizedRows(OpContext& ctx, int64_t tokens, int64_t in_features) {
+  auto bytes = static_cast<int64_t>(QuantizedRowsBytes(tokens, in_features));
+  return LayOutQuantizedRows(tokens, in_features, ctx.arena->Take<std::byte>(bytes));
+}
+
+void QuantizeRow(Isa isa, const QuantizedRows& rows, int64_t token, const float* x) {
+  QuantTile tile = rows.Tile(token / ((rows.tokens + rows.tiles - 1) / rows.tiles));
+  LinearKernelsOf(isa).quantize_token(x, rows.in_features, tile, static_cast<int32_t>(token - tile.token_begin));
 }
 
 QuantizedRows QuantizeRows(OpContext& ctx, TensorView x) {
   CHECK_EQ(x.rank, 2);
   CHECK(x.dtype == DType::kF32);
-  int64_t tokens = x.shape[0], columns = x.shape[1];
-  std::byte* data = ctx.arena->Take<std::byte>(static_cast<int64_t>(QuantizedRowsBytes(tokens, columns)));
-  QuantizedRows rows = LayOutQuantizedRows(tokens, columns, data);
-  auto quantize = LinearKernelsOf(ctx.isa).quantize_token;
-  int64_t per_tile = rows.tiles > 0 ? (tokens + rows.tiles - 1) / rows.tiles : 1;
+  QuantizedRows rows = TakeQuantizedRows(ctx, x.shape[0], x.shape[1]);
   // A token of 576 takes 0.1 us: below about eight tokens a fork costs more than it saves.
-  ctx.pool->ParallelFor(tokens, 8, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      QuantTile tile = rows.Tile(t / per_tile);
-      quantize(x.row<float>(t), columns, tile, static_cast<int32_t>(t - tile.token_begin));
-    }
+  ctx.pool->ParallelFor(x.shape[0], 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) QuantizeRow(ctx.isa, rows, t, x.row<float>(t));
   });
   return rows;
 }

@@ -24,18 +24,26 @@ namespace {
 // A fork pays from about this many elements on.
 constexpr int64_t kGrainElements = 8192;
 
+void CheckSameShape(const TensorView& a, const TensorView& b) {
+  CHECK_EQ(a.shape[0], b.shape[0]);
+  CHECK_EQ(a.shape[1], b.shape[1]);
+}
+
+// `quantized`: null, or what takes each row of y, which then serves as scratch of one row a piece of work.
 void Run(OpContext& ctx, const TensorView& y, const TensorView& x, const TensorView* delta, const float* weight,
-         float eps) {
+         float eps, const QuantizedRows* quantized) {
   int64_t tokens = x.shape[0], columns = x.shape[1];
-  CHECK_EQ(y.shape[0], tokens);
-  CHECK_EQ(y.shape[1], columns);
+  CheckSameShape(y, x);
+  if (delta != nullptr) CheckSameShape(*delta, x);
   auto body = ctx.isa == Isa::kAvx512 ? avx512::RunRmsNormRow
               : ctx.isa == Isa::kAvx2 ? avx2::RunRmsNormRow
                                       : reference::RunRmsNormRow;
   int64_t grain = std::max<int64_t>(1, kGrainElements / columns);
   ctx.pool->ParallelFor(tokens, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      body({y.row<float>(t), x.row<float>(t), delta != nullptr ? delta->row<float>(t) : nullptr, weight, columns, eps});
+      float* to = y.row<float>(quantized != nullptr ? begin : t);
+      body({to, x.row<float>(t), delta != nullptr ? delta->row<float>(t) : nullptr, weight, columns, eps});
+      if (quantized != nullptr) QuantizeRow(ctx.isa, *quantized, t, to);
     }
   });
 }
@@ -43,13 +51,24 @@ void Run(OpContext& ctx, const TensorView& y, const TensorView& x, const TensorV
 }  // namespace
 
 void RmsNorm(OpContext& ctx, TensorView y, TensorView x, const float* weight, float eps) {
-  Run(ctx, y, x, nullptr, weight, eps);
+  Run(ctx, y, x, nullptr, weight, eps, nullptr);
 }
 
 void AddRmsNorm(OpContext& ctx, TensorView y, TensorView residual, TensorView delta, const float* weight, float eps) {
-  CHECK_EQ(delta.shape[0], residual.shape[0]);
-  CHECK_EQ(delta.shape[1], residual.shape[1]);
-  Run(ctx, y, residual, &delta, weight, eps);
+  Run(ctx, y, residual, &delta, weight, eps, nullptr);
+}
+
+QuantizedRows RmsNormQuantized(OpContext& ctx, TensorView scratch, TensorView x, const float* weight, float eps) {
+  QuantizedRows rows = TakeQuantizedRows(ctx, x.shape[0], x.shape[1]);
+  Run(ctx, scratch, x, nullptr, weight, eps, &rows);
+  return rows;
+}
+
+QuantizedRows AddRmsNormQuantized(OpContext& ctx, TensorView scratch, TensorView residual, TensorView delta,
+                                  const float* weight, float eps) {
+  QuantizedRows rows = TakeQuantizedRows(ctx, residual.shape[0], residual.shape[1]);
+  Run(ctx, scratch, residual, &delta, weight, eps, &rows);
+  return rows;
 }
 
 }  // namespace ekiben

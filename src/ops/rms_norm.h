@@ -8,6 +8,7 @@
 #pragma once
 #include "device/tensor_view.h"
 #include "ops/op_context.h"
+#include "ops/quantize.h"
 
 namespace ekiben {
 
@@ -15,6 +16,10 @@ namespace ekiben {
 void RmsNorm(OpContext& ctx, TensorView y, TensorView x, const float* weight, float eps);
 // residual += delta; y = norm(residual).
 void AddRmsNorm(OpContext& ctx, TensorView y, TensorView residual, TensorView delta, const float* weight, float eps);
+// The same, y quantised row by row while it is in the nearest cache. Of `scratch` (like y) only some rows are written.
+QuantizedRows RmsNormQuantized(OpContext& ctx, TensorView scratch, TensorView x, const float* weight, float eps);
+QuantizedRows AddRmsNormQuantized(OpContext& ctx, TensorView scratch, TensorView residual, TensorView delta,
+                                  const float* weight, float eps);
 
 // One row of either; `delta` null for RmsNorm, else `x` receives the sum.
 struct RmsNormRow {

@@ -57,7 +57,9 @@ void RopeAndStoreKv(OpContext& ctx, TensorView qkv, const RopeView& rope, int32_
   auto body = ctx.isa == Isa::kAvx512 ? avx512::RunRopeToken
               : ctx.isa == Isa::kAvx2 ? avx2::RunRopeToken
                                       : reference::RunRopeToken;
-  constexpr int64_t kGrainTokens = 8;
+  // A group of the cache holds 16 tokens side by side in its lines: with pieces of 8, two threads wrote the same lines
+  // (9.1 ms of a step of 512 tokens on two threads, 4.8 on one).
+  constexpr int64_t kGrainTokens = kKvGroupTokens;
   ctx.pool->ParallelFor(qkv.shape[0], kGrainTokens, [&](int64_t begin, int64_t end, int) {
     auto row = std::upper_bound(rows.begin(), rows.end(), begin,
                                 [](int64_t t, const AttentionRow& r) { return t < r.token_begin; }) -
