@@ -71,7 +71,7 @@ TEST(Sequence, StartInOrderOfPriorityThenArrivalThenIndex) {
   }
   auto ids = [&] {
     std::vector<uint64_t> out;
-    for (Sequence* at = list.first(); at != nullptr; at = list.Next(at)) out.push_back(at->id.value);
+    for (Sequence* at = list.first(); at != nullptr; at = decltype(list)::Next(at)) out.push_back(at->id.value);
     return out;
   };
   EXPECT_EQ(ids(), (std::vector<uint64_t>{2, 3, 8, 9, 0, 1, 4, 5, 6, 7}));
