@@ -315,15 +315,18 @@ def test_disconnect_frees_the_slot(http, url, model):
             if line.startswith("ekiben_requests_running{"):
                 return float(line.split()[-1])
 
+    def wait(condition):
+        end = time.time() + 5
+        while not condition() and time.time() < end:
+            time.sleep(0.01)
+        assert condition()
+
     body = {"model": model, "prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.Client(base_url=url, timeout=60) as leaving:
         with leaving.stream("POST", "/v1/completions", json=body) as response:
             next(response.iter_raw())
-            assert running() >= 1
-    end = time.time() + 5
-    while running() > 0 and time.time() < end:
-        time.sleep(0.01)
-    assert running() == 0
+            wait(lambda: running() >= 1)  # the step that gave the first token says so at its end
+    wait(lambda: running() == 0)
 
 
 # ---- utility routes
