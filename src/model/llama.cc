@@ -122,7 +122,7 @@ class ArenaSize {
   size_t bytes = 0;
 };
 
-// After attention a layer runs this many tokens to its end before the next: what the MLP writes (1.5 MB a chunk of
+// After attention a layer runs this many tokens to its end before the next: what the MLP writes (0.8 MB a chunk of
 // SmolLM2) is read again while it is in the cache, and a step's scratch does not grow with its widest activation.
 constexpr int64_t kChunkTokens = kTileTokens;
 
@@ -170,8 +170,9 @@ class LlamaModel : public Model {
   // as it is there. h: like x, scratch.
   void NormAndLinear(OpContext& ctx, TensorView y, TensorView h, TensorView x, const TensorView* delta,
                      const float* norm, const LinearWeight& w) const;
-  // y = W swiglu(gate_up); mlp: scratch.
-  static void SwiGluAndLinear(OpContext& ctx, TensorView y, TensorView mlp, TensorView gate_up, const LinearWeight& w);
+  // mlp = swiglu(W norm(x + delta)), x taking the sum; h and gate_up: scratch.
+  void NormAndSwiGlu(OpContext& ctx, TensorView mlp, TensorView gate_up, TensorView h, TensorView x, TensorView delta,
+                     const Layer& layer) const;
 
   ModelConfig config_;
   Sizes sizes_;
@@ -181,6 +182,20 @@ class LlamaModel : public Model {
   const float* final_norm_ = nullptr;
   LinearWeight lm_head_;
 };
+
+// The tokens that have an output as rows of their own, or all rows where that is no less to attend to. In the arena.
+std::span<const AttentionRow> RowsOfOutputs(OpContext& ctx, const ForwardBatch& batch) {
+  size_t count = batch.output_tokens.size();
+  if (count > batch.rows.size()) return batch.rows;
+  AttentionRow* rows = ctx.arena->Take<AttentionRow>(static_cast<int64_t>(count));
+  auto row = batch.rows.begin();
+  for (size_t i = 0; i < count; ++i) {
+    int32_t token = batch.output_tokens[i];
+    while (token >= row->token_begin + row->token_count) ++row;
+    rows[i] = {token, 1, row->position + token - row->token_begin, row->blocks};
+  }
+  return {rows, count};
+}
 
 void LlamaModel::Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv, TensorView logits, TensorView hidden) {
   const float eps = config_.rms_norm_eps;
@@ -193,9 +208,10 @@ void LlamaModel::Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv,
     const Layer& layer = layers_[static_cast<size_t>(i)];
     NormAndLinear(ctx, a.qkv, a.h, a.x, i == 0 ? nullptr : &a.delta, layer.attention_norm, layer.qkv);
     RopeAndStoreKv(ctx, a.qkv, rope_.view(), heads, batch.rows, kv, i);
-    PagedAttention(ctx, a.attention, a.qkv, heads, batch.rows, kv, i, window);
     // After the last layer's cache is written, only rows with an output matter.
-    if (i + 1 == config_.num_hidden_layers) a.KeepRows(ctx, batch.output_tokens);
+    bool last = i + 1 == config_.num_hidden_layers;
+    PagedAttention(ctx, a.attention, a.qkv, heads, last ? RowsOfOutputs(ctx, batch) : batch.rows, kv, i, window);
+    if (last) a.KeepRows(ctx, batch.output_tokens);
     if (a.x.shape[0] == 0) break;
     AfterAttention(ctx, a, layer);
   }
@@ -221,8 +237,8 @@ void LlamaModel::AfterAttention(OpContext& ctx, const Activations& a, const Laye
     TensorView gate_up = a.gate_up, mlp = a.mlp, delta = rows(a.delta);
     gate_up.shape[0] = mlp.shape[0] = count;
     Linear(ctx, delta, rows(a.attention), layer.o);
-    NormAndLinear(ctx, gate_up, rows(a.h), rows(a.x), &delta, layer.mlp_norm, layer.gate_up);
-    SwiGluAndLinear(ctx, delta, mlp, gate_up, layer.down);
+    NormAndSwiGlu(ctx, mlp, gate_up, rows(a.h), rows(a.x), delta, layer);
+    Linear(ctx, delta, mlp, layer.down);
     begin += count;
   }
 }
@@ -242,26 +258,31 @@ void LlamaModel::NormAndLinear(OpContext& ctx, TensorView y, TensorView h, Tenso
   ctx.arena->Rewind(mark);
 }
 
-void LlamaModel::SwiGluAndLinear(OpContext& ctx, TensorView y, TensorView mlp, TensorView gate_up,
-                                 const LinearWeight& w) {
-  if (!TakesQuantizedRows(w.packing)) {
+void LlamaModel::NormAndSwiGlu(OpContext& ctx, TensorView mlp, TensorView gate_up, TensorView h, TensorView x,
+                               TensorView delta, const Layer& layer) const {
+  const float eps = config_.rms_norm_eps;
+  if (!TakesQuantizedRows(layer.gate_up.packing)) {
+    AddRmsNorm(ctx, h, x, delta, layer.mlp_norm, eps);
+    Linear(ctx, gate_up, h, layer.gate_up);
     SwiGlu(ctx, mlp, gate_up);
-    Linear(ctx, y, mlp, w);
     return;
   }
   size_t mark = ctx.arena->Mark();
-  LinearQuantized(ctx, y, SwiGluQuantized(ctx, mlp, gate_up), w);
+  LinearSwiGlu(ctx, mlp, gate_up, AddRmsNormQuantized(ctx, h, x, delta, layer.mlp_norm, eps), layer.gate_up);
   ctx.arena->Rewind(mark);
 }
 
 size_t LlamaModel::ScratchBytes(int64_t tokens, int64_t outputs) const {
   ArenaSize arena;
   Activations(arena, sizes_, tokens);
-  size_t op = PagedAttentionScratchBytes(tokens);
-  for (const LinearWeight* w : {&layers_[0].qkv, &layers_[0].o, &layers_[0].gate_up, &layers_[0].down}) {
-    op = std::max(op, LinearScratchBytes(tokens, w->in_features, w->out_features));
-  }
-  op = std::max(op, LinearScratchBytes(outputs, lm_head_.in_features, lm_head_.out_features));
+  arena.Take<AttentionRow>(tokens);  // RowsOfOutputs
+  auto linear = [](int64_t rows, const LinearWeight& w) {
+    return LinearScratchBytes(rows, w.in_features, w.out_features);
+  };
+  const Layer& layer = layers_[0];
+  size_t op = std::max({PagedAttentionScratchBytes(tokens), linear(tokens, layer.qkv), linear(outputs, lm_head_)});
+  int64_t chunk = std::min(tokens, kChunkTokens);
+  for (const LinearWeight* w : {&layer.o, &layer.gate_up, &layer.down}) op = std::max(op, linear(chunk, *w));
   return arena.bytes + op;
 }
 

@@ -60,6 +60,10 @@ Result<void> PackLinear(Packing packing, int64_t in_features, std::span<const Li
 void Linear(OpContext& ctx, TensorView y, TensorView x, const LinearWeight& w);
 // The same for rows that are already quantised, so that linears with one input share the work. Integer packings only.
 void LinearQuantized(OpContext& ctx, TensorView y, const QuantizedRows& x, const LinearWeight& w);
+// y[t, n] = swiglu(W[n, :] . x[t, :], W[n + N/2, :] . x[t, :]) (ops/swiglu.h) where W stacks a gate on an up
+// projection, for n < N/2 = out_features / 2. The bits are those of LinearQuantized and SwiGlu, but the [tokens, N]
+// between them is not written. gate_up: such a tensor, scratch for the bodies that have no fused form.
+void LinearSwiGlu(OpContext& ctx, TensorView y, TensorView gate_up, const QuantizedRows& x, const LinearWeight& w);
 // The plain reference: same result bit for bit as every body of the packing.
 void LinearReference(TensorView y, TensorView x, const LinearWeight& w);
 

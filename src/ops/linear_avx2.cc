@@ -1,3 +1,4 @@
 #include "ops/linear_body.h"
 
-const ekiben::LinearKernels ekiben::kLinearAvx2 = {QuantizeToken, Int4Rows, Int8Rows, F32Rows, BF16Rows, ToBF16};
+const ekiben::LinearKernels ekiben::kLinearAvx2 = {QuantizeToken, Int4Rows, Int8Rows, Int4SwiGlu,
+                                                   Int8SwiGlu,    F32Rows,  BF16Rows, ToBF16};

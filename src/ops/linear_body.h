@@ -21,6 +21,7 @@
 #include "ops/lanes_bf16.h"
 #include "ops/linear_kernels.h"
 #include "ops/packing.h"
+#include "ops/swiglu_body.h"
 
 namespace ekiben {
 namespace {
@@ -386,23 +387,20 @@ BODY_INLINE void StoreRows(const LinearTask& task, int64_t group, int64_t tokens
   }
 }
 
-static void Int4Rows(const LinearTask& task) {
-  alignas(64) float acc[kTileTokens * kGroupRows];
+// acc [tokens][16] of one group of rows; returns what the rows' sums are multiplied by.
+BODY_INLINE Lanes Int4Group(const LinearTask& task, int64_t group, float* acc) {
   const QuantTile& tile = task.tile;
   int64_t strips = (task.in_features + kStripColumns - 1) / kStripColumns;
-  int64_t group_bytes = strips * static_cast<int64_t>(sizeof(Int4Strip)) + 64;
-  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    const std::byte* data = task.weight + group * group_bytes;
-    for (int32_t t = 0; t < tile.tokens; ++t) Store(acc + t * kGroupRows, Zero());
-    for (int64_t s = 0; s < strips; ++s, data += sizeof(Int4Strip)) {
-      const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(data);
-      if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int4Strip));
-      Int4Records(*strip, tile.codes + s * tile.capacity * kStripColumns, tile.records + s * tile.capacity, tile.tokens,
-                  acc);
-      Int4Spikes(*strip, tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc);
-    }
-    StoreRows(task, group, tile.tokens, acc, Load(reinterpret_cast<const float*>(data)));
+  const std::byte* data = task.weight + group * (strips * static_cast<int64_t>(sizeof(Int4Strip)) + 64);
+  for (int32_t t = 0; t < tile.tokens; ++t) Store(acc + t * kGroupRows, Zero());
+  for (int64_t s = 0; s < strips; ++s, data += sizeof(Int4Strip)) {
+    const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(data);
+    if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int4Strip));
+    Int4Records(*strip, tile.codes + s * tile.capacity * kStripColumns, tile.records + s * tile.capacity, tile.tokens,
+                acc);
+    Int4Spikes(*strip, tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc);
   }
+  return Load(reinterpret_cast<const float*>(data));
 }
 
 // ---- 8 bits ---------------------------------------------------------------------------------------------------------
@@ -440,37 +438,74 @@ BODY_INLINE void Int8Spikes(const std::byte* strip, Lanes row_scale, const Quant
   }
 }
 
-static void Int8Rows(const LinearTask& task) {
-  alignas(64) float acc[kTileTokens * kGroupRows];
+BODY_INLINE Lanes Int8Group(const LinearTask& task, int64_t group, float* acc) {
   const QuantTile& tile = task.tile;
   int64_t strips = (task.in_features + kStripColumns - 1) / kStripColumns;
   int64_t code_bytes = strips * static_cast<int64_t>(sizeof(Int8Strip));
-  int64_t group_bytes = code_bytes + ((strips * 32 + 63) & ~int64_t{63});
-  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    const std::byte* data = task.weight + group * group_bytes;
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(data + code_bytes);
-    for (int32_t t = 0; t < tile.tokens; ++t) Store(acc + t * kGroupRows, Zero());
-    for (int64_t s = 0; s < strips; ++s, data += sizeof(Int8Strip)) {
-      if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int8Strip));
-      Ints weights[16];
-      UNROLL for (int j = 0; j < 16; ++j) weights[j] = LoadInts(data + 64 * j);
-      Lanes row_scale = LoadBF16(scales + s * kGroupRows);
-      const int8_t* codes = tile.codes + s * tile.capacity * kStripColumns;
-      const QuantRecord* records = tile.records + s * tile.capacity;
-      float* row = acc;
-      int32_t left = tile.tokens;
-      for (; left >= 4; left -= 4, codes += 4 * kStripColumns, records += 4, row += 4 * kGroupRows) {
-        Int8Records<4>(weights, row_scale, codes, records, row);
-      }
-      switch (left) {
-        case 3: Int8Records<3>(weights, row_scale, codes, records, row); break;
-        case 2: Int8Records<2>(weights, row_scale, codes, records, row); break;
-        case 1: Int8Records<1>(weights, row_scale, codes, records, row); break;
-      }
-      Int8Spikes(data, row_scale, tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc);
+  const std::byte* data = task.weight + group * (code_bytes + ((strips * 32 + 63) & ~int64_t{63}));
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(data + code_bytes);
+  for (int32_t t = 0; t < tile.tokens; ++t) Store(acc + t * kGroupRows, Zero());
+  for (int64_t s = 0; s < strips; ++s, data += sizeof(Int8Strip)) {
+    if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int8Strip));
+    Ints weights[16];
+    UNROLL for (int j = 0; j < 16; ++j) weights[j] = LoadInts(data + 64 * j);
+    Lanes row_scale = LoadBF16(scales + s * kGroupRows);
+    const int8_t* codes = tile.codes + s * tile.capacity * kStripColumns;
+    const QuantRecord* records = tile.records + s * tile.capacity;
+    float* row = acc;
+    int32_t left = tile.tokens;
+    for (; left >= 4; left -= 4, codes += 4 * kStripColumns, records += 4, row += 4 * kGroupRows) {
+      Int8Records<4>(weights, row_scale, codes, records, row);
     }
-    StoreRows(task, group, tile.tokens, acc, Broadcast(1.0f));
+    switch (left) {
+      case 3: Int8Records<3>(weights, row_scale, codes, records, row); break;
+      case 2: Int8Records<2>(weights, row_scale, codes, records, row); break;
+      case 1: Int8Records<1>(weights, row_scale, codes, records, row); break;
+    }
+    Int8Spikes(data, row_scale, tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc);
   }
+  return Broadcast(1.0f);
+}
+
+// ---- Groups to rows of y, with a SwiGLU or without ------------------------------------------------------------------
+
+template <auto kGroup>
+static void Rows(const LinearTask& task) {
+  alignas(64) float acc[kTileTokens * kGroupRows];
+  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+    Lanes unit = kGroup(task, group, acc);
+    StoreRows(task, group, task.tile.tokens, acc, unit);
+  }
+}
+
+template <auto kGroup>
+static void SwiGluRows(const LinearTask& task) {
+  alignas(64) float gate[kTileTokens * kGroupRows], up[kTileTokens * kGroupRows];
+  int64_t half = task.out_features / 2;
+  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+    int64_t row = group * kGroupRows;
+    Lanes gate_unit = kGroup(task, group, gate), up_unit = kGroup(task, group + half / kGroupRows, up);
+    Lanes gate_bias = Zero(), up_bias = Zero();
+    if (task.bias != nullptr) gate_bias = Load(task.bias + row), up_bias = Load(task.bias + half + row);
+    for (int64_t t = 0; t < task.tile.tokens; ++t) {
+      Lanes g = Multiply(Load(gate + t * kGroupRows), gate_unit), u = Multiply(Load(up + t * kGroupRows), up_unit);
+      if (task.bias != nullptr) g = Add(g, gate_bias), u = Add(u, up_bias);
+      Store(task.y + t * task.y_stride + row, SwiGluOfLanes(g, u));
+    }
+  }
+}
+
+static void Int4Rows(const LinearTask& task) {
+  Rows<Int4Group>(task);
+}
+static void Int8Rows(const LinearTask& task) {
+  Rows<Int8Group>(task);
+}
+static void Int4SwiGlu(const LinearTask& task) {
+  SwiGluRows<Int4Group>(task);
+}
+static void Int8SwiGlu(const LinearTask& task) {
+  SwiGluRows<Int8Group>(task);
 }
 
 // ---- Floats: one running sum an output, columns ascending -----------------------------------------------------------

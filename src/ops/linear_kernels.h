@@ -29,6 +29,10 @@ struct LinearKernels {
   void (*quantize_token)(const float* x, int64_t in_features, const QuantTile& tile, int32_t token) = nullptr;
   void (*int4)(const LinearTask&) = nullptr;
   void (*int8)(const LinearTask&) = nullptr;
+  // The same with a SwiGLU at the end: y's rows [16 * group_begin, 16 * group_end) from those of W and those
+  // out_features / 2 further (a multiple of 16). Null: not there.
+  void (*int4_swiglu)(const LinearTask&) = nullptr;
+  void (*int8_swiglu)(const LinearTask&) = nullptr;
   void (*f32)(const LinearTask&) = nullptr;
   void (*bf16)(const LinearTask&) = nullptr;
   // count values to bf16, round to nearest even, denormals to zero.

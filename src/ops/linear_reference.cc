@@ -204,6 +204,7 @@ void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile
   }
 }
 
-const LinearKernels kLinearReference = {QuantizeTokenReference, Int4Rows, Int8Rows, F32Rows, BF16Rows, ToBF16};
+const LinearKernels kLinearReference = {
+    QuantizeTokenReference, Int4Rows, Int8Rows, nullptr, nullptr, F32Rows, BF16Rows, ToBF16};
 
 }  // namespace ekiben

@@ -8,6 +8,7 @@
 #include "ops/isa_test_support.h"
 #include "ops/linear_tuning.h"
 #include "ops/packing.h"
+#include "ops/swiglu.h"
 #include "weights/checkpoint.h"
 #include "weights/quant_block.h"
 
@@ -96,6 +97,40 @@ TEST(Linear, EveryBodyGivesTheSameBits) {
       for (int threads : {1, 2, 3}) {
         EXPECT_TRUE(SameBits(Multiply(isa, threads, x, tokens, packed.weight, round % 3), expected))
             << Name(packing) << " " << Name(isa) << " " << tokens << "x" << columns << " to " << rows;
+      }
+    }
+  }
+}
+
+TEST(LinearSwiGlu, IsTheLinearThenSwiGlu) {
+  std::mt19937 rng(11);
+  for (Packing packing : {Packing::kInt8, Packing::kInt4Block32}) {
+    for (int64_t half : {8, 16, 80}) {  // 8: not whole groups
+      for (int64_t tokens : {1, 6, 50, 140}) {
+        int64_t columns = 96;
+        auto source = RandomWeight(rng, DType::kF32, 2 * half, columns);
+        Packed packed = Pack(packing, DType::kF32, 2 * half, columns, source.data());
+        std::vector<float> bias = RandomFloats(rng, 2 * half), x = Activations(rng, tokens, columns), expected;
+        if (tokens != 6) packed.weight.bias = bias.data();
+        for (Isa isa : IsasHere()) {
+          for (int threads : {1, 2}) {
+            ThreadPool pool(threads);
+            Arena arena(LinearScratchBytes(tokens, columns, 2 * half));
+            OpContext ctx{&pool, &arena, isa};
+            auto matrix = [&](std::vector<float>& data, int64_t width) {
+              return TensorView(data.data(), DType::kF32, {tokens, width});
+            };
+            std::vector<float> gate_up(static_cast<size_t>(2 * half * tokens)), y(static_cast<size_t>(half * tokens));
+            Linear(ctx, matrix(gate_up, 2 * half), matrix(x, columns), packed.weight);
+            SwiGlu(ctx, matrix(y, half), matrix(gate_up, 2 * half));
+            if (expected.empty()) expected = y;
+            EXPECT_TRUE(SameBits(y, expected));
+            std::fill(y.begin(), y.end(), kPoison);
+            LinearSwiGlu(ctx, matrix(y, half), matrix(gate_up, 2 * half), QuantizeRows(ctx, matrix(x, columns)),
+                         packed.weight);
+            EXPECT_TRUE(SameBits(y, expected)) << Name(packing) << " " << Name(isa) << " " << half << " " << tokens;
+          }
+        }
       }
     }
   }

@@ -14,10 +14,7 @@ void reference::RunSwiGlu(float* y, const float* gate, const float* up, int64_t 
   }
 }
 
-namespace {
-
-// `quantized`: null, or what takes each row of y, which then serves as scratch of one row a piece of work.
-void Run(OpContext& ctx, const TensorView& y, const TensorView& gate_up, const QuantizedRows* quantized) {
+void SwiGlu(OpContext& ctx, TensorView y, TensorView gate_up) {
   int64_t tokens = y.shape[0], columns = y.shape[1];
   CHECK_EQ(gate_up.shape[0], tokens);
   CHECK_EQ(gate_up.shape[1], 2 * columns);
@@ -29,23 +26,9 @@ void Run(OpContext& ctx, const TensorView& y, const TensorView& gate_up, const Q
   ctx.pool->ParallelFor(tokens, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       const float* gate = gate_up.row<float>(t);
-      float* to = y.row<float>(quantized != nullptr ? begin : t);
-      body(to, gate, gate + columns, columns);
-      if (quantized != nullptr) QuantizeRow(ctx.isa, *quantized, t, to);
+      body(y.row<float>(t), gate, gate + columns, columns);
     }
   });
-}
-
-}  // namespace
-
-void SwiGlu(OpContext& ctx, TensorView y, TensorView gate_up) {
-  Run(ctx, y, gate_up, nullptr);
-}
-
-QuantizedRows SwiGluQuantized(OpContext& ctx, TensorView scratch, TensorView gate_up) {
-  QuantizedRows rows = TakeQuantizedRows(ctx, gate_up.shape[0], gate_up.shape[1] / 2);
-  Run(ctx, scratch, gate_up, &rows);
-  return rows;
 }
 
 }  // namespace ekiben

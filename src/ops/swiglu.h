@@ -5,13 +5,10 @@
 #pragma once
 #include "device/tensor_view.h"
 #include "ops/op_context.h"
-#include "ops/quantize.h"
 
 namespace ekiben {
 
 void SwiGlu(OpContext& ctx, TensorView y, TensorView gate_up);
-// The same, y quantised row by row while it is in the nearest cache. Of `scratch` (like y) only some rows are written.
-QuantizedRows SwiGluQuantized(OpContext& ctx, TensorView scratch, TensorView gate_up);
 
 // y[0, n) from gate[0, n) and up[0, n).
 namespace reference {
