@@ -68,9 +68,7 @@ void AddBenchCommand(CLI::App& app, Outcome& outcome) {
   auto add = [](CLI::Option* option) { return option->capture_default_str(); };
   add(command->add_option("--url", b.url, "The server"));
   command->add_option("--in-process", options->in_process, "No HTTP: this engine, checkpoint or tag in this process");
-  add(command->add_option("--api", b.api, "completions, chat (OpenAI) or generate (BentoML)")
-          ->transform(CLI::CheckedTransformer(kApis))
-          ->default_str("completions"));
+  AddChoice(*command, "--api", b.api, kApis, "completions, chat (OpenAI) or generate (BentoML)");
   command->add_option("--model", b.model, "Name in the request; absent: the first of /v1/models");
   add(command->add_option("--users", b.users, "Levels of closed-loop users, one after the other")->delimiter(','));
   add(command->add_option("--ramp", b.ramp_s, "Seconds over which a level's users arrive"));

@@ -176,7 +176,9 @@ void AddCheckCommand(CLI::App& app, Outcome& outcome) {
       app.add_subcommand("check", "Compare a model's logits with recorded ones; exit code 1 when apart");
   AddEngineSource(*command, options->source);
   command->add_option("--against", options->against, "A .golden file, or a folder of them")->required();
-  command->add_option("--threads", options->threads, "Compute threads; 0: one for each core")->capture_default_str();
+  command->add_option("--threads", options->threads, "Compute threads; 0: one for each core")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
   command->add_option("--chunk", options->chunk, "Tokens of a step")->capture_default_str()->check(CLI::Range(1, 512));
   command->add_option("--max_difference", options->max_difference, "Limit of |difference|; 0: 1e-3 for f32, else none")
       ->capture_default_str();

@@ -56,6 +56,8 @@ std::string ModelName(const fs::path& path) {
 
 Result<fs::path> ResolveCheckpoint(const std::string& text) {
   if (fs::exists(text)) return fs::path(text);
+  if (text.find('/') != std::string::npos || fs::path(text).extension() == ".gguf")
+    return Error(Code::kNotFound, fmt::format("{}: no such file or folder", text));
   ModelStore store(ModelStore::DefaultRoot());
   auto model = store.Get(text);
   if (model.ok()) return store.CheckpointOf(*model);

@@ -102,7 +102,9 @@ void AddKernelsCommand(CLI::App& app, Outcome& outcome) {
   command->add_option("--tokens", options->tokens, "Token counts")->delimiter(',')->capture_default_str();
   command->add_option("--kv_tokens", options->kv_tokens, "Cached tokens before each generating sequence")
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "Compute threads; 0: one for each core")->capture_default_str();
+  command->add_option("--threads", options->threads, "Compute threads; 0: one for each core")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
   command->add_flag("--json", options->json, "JSON on standard output");
   command->callback([options, &outcome] { outcome.result = Run(*options); });
 }

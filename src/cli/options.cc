@@ -90,38 +90,35 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   add(app.add_option("--backend", o.backend,
                      "cpu, or fake: hashed tokens at no cost, to measure everything around the model")
           ->check(CLI::IsMember({"cpu", "fake"})));
-  add(app.add_option("--threads", o.threads, "Compute threads; 0: one for each core"));
-  add(app.add_option("--batch_scheduler_policy", e.batch_scheduler_policy,
-                     "guaranteed_no_evict: admit what surely fits to its end; max_utilization: admit more, pause and "
-                     "recompute when the cache is full")
-          ->transform(CLI::CheckedTransformer(kPolicies))
-          ->default_str("guaranteed_no_evict"));
-  add(app.add_option("--batching_strategy", e.batching_strategy,
-                     "inflight_fused_batching, or V1: a batch runs to its end before the next begins")
-          ->transform(CLI::CheckedTransformer(kStrategies))
-          ->default_str("inflight_fused_batching"));
-  add(app.add_option("--context_chunking_policy", e.context_chunking_policy,
-                     "first_come_first_served, or equal_progress")
-          ->transform(CLI::CheckedTransformer(kChunking))
-          ->default_str("first_come_first_served"));
-  add(app.add_option(
-             "--context_admission_policy", e.context_admission_policy,
-             "paced: a step takes half of the waiting prompts, and those who came together leave apart; greedy: "
-             "all that fit")
-          ->transform(CLI::CheckedTransformer(kAdmission))
-          ->default_str("paced"));
+  add(app.add_option("--threads", o.threads, "Compute threads; 0: one for each core")->check(CLI::Range(0, 1024)));
+  AddChoice(app, "--batch_scheduler_policy", e.batch_scheduler_policy, kPolicies,
+            "guaranteed_no_evict: admit what surely fits to its end; max_utilization: admit more, pause and recompute "
+            "when the cache is full")
+      ->group(kGroup);
+  AddChoice(app, "--batching_strategy", e.batching_strategy, kStrategies,
+            "inflight_fused_batching, or V1: a batch runs to its end before the next begins")
+      ->group(kGroup);
+  AddChoice(app, "--context_chunking_policy", e.context_chunking_policy, kChunking,
+            "first_come_first_served, or equal_progress")
+      ->group(kGroup);
+  AddChoice(app, "--context_admission_policy", e.context_admission_policy, kAdmission,
+            "paced: a step takes half of the waiting prompts, and those who came together leave apart; greedy: all "
+            "that fit")
+      ->group(kGroup);
   add_switch("--enable_chunked_context", e.enable_chunked_context,
              "Split long prompts over steps, so that generation goes on beside them");
   add_switch("--enable_kv_cache_reuse", e.enable_kv_cache_reuse, "Keep finished prefixes and reuse their blocks");
   add(app.add_option("--max_attention_window_size", e.max_attention_window_size,
-                     "Attend to that many last tokens only; 0: max_seq_len"));
+                     "Attend to that many last tokens only; 0: max_seq_len")
+          ->check(CLI::NonNegativeNumber));
   add(app.add_option("--max_queue_size", e.max_queue_size, "Waiting requests; one more is answered 429"));
   add(app.add_option("--max_queue_delay_microseconds", e.max_queue_delay_microseconds,
                      "An idle executor waits that long for company before its first step"));
   add(app.add_option("--kv_cache_free_gpu_mem_fraction", o.kv_cache_free_mem_fraction,
                      "Share of the free memory (here: of this machine) for keys and values"));
   add(app.add_option("--max_tokens_in_paged_kv_cache", o.max_tokens_in_paged_kv_cache,
-                     "Size of the cache in tokens; with the fraction, the smaller wins; 0: the fraction alone"));
+                     "Size of the cache in tokens; with the fraction, the smaller wins; 0: the fraction alone")
+          ->check(CLI::NonNegativeNumber));
   add(app.add_option("--kv_cache_dtype", o.kv_cache_dtype, "auto (bf16; f32 for an f32 engine), bf16 or f32"));
   add_switch("--weights_in_huge_pages", o.weights_in_huge_pages,
              "Copy the weights into huge pages at start: reads faster; disable: share the engine file's own pages");

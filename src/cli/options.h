@@ -2,6 +2,7 @@
 // Thread: main's.
 #pragma once
 #include <CLI/App.hpp>
+#include <map>
 #include <string>
 
 #include "cli/engine_source.h"
@@ -12,6 +13,26 @@ namespace ekiben::cli {
 
 // enable | disable | true | false.
 void AddSwitch(CLI::App& app, const std::string& name, bool& value, const std::string& help);
+
+// One of the names in `choices`, which outlive the option; `value` shows the default by its name. A template over enums
+// because CLI11's own transformer answers a wrong name with the enum's unprintable values.
+template <class Enum>
+CLI::Option* AddChoice(CLI::App& app, const std::string& name, Enum& value, const std::map<std::string, Enum>& choices,
+                       const std::string& help) {
+  std::string names, chosen;
+  for (const auto& [text, choice] : choices) {
+    names += (names.empty() ? "" : ", ") + text;
+    if (choice == value) chosen = text;
+  }
+  auto known = [&choices, names](const std::string& text) {
+    return choices.contains(text) ? std::string() : "'" + text + "' is not one of " + names;
+  };
+  auto set = [&value, &choices](const std::string& text) { value = choices.at(text); };
+  return app.add_option_function<std::string>(name, set, help)
+      ->check(known, "")
+      ->type_name("TEXT")
+      ->default_str(chosen);
+}
 
 // Everything that an engine is built with.
 void AddBuildOptions(CLI::App& app, BuildConfig& build);

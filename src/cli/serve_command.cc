@@ -23,7 +23,7 @@ struct ServeOptions {
   http::ServerConfig http;
   std::vector<std::string> api_keys;
   double traffic_timeout_s = 60, drain_timeout_s = 30;
-  int32_t max_concurrency = 0;
+  int32_t max_concurrency = 0, port = 3000, max_connections = 4096;
 };
 
 sigset_t StopSignals() {
@@ -123,20 +123,28 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
   constexpr const char* kGroup = "Server";
   auto add = [&](CLI::Option* option) { option->group(kGroup)->capture_default_str(); };
   add(command->add_option("--host", options->http.host, "Address to listen on; 0.0.0.0: every one"));
-  add(command->add_option("--port", options->http.port, "Port; 0: any free one"));
+  add(command->add_option("--port", options->port, "Port; 0: any free one")->check(CLI::Range(0, 65535)));
   add(command->add_option("--io_threads", options->http.io_threads, "Threads that read and write sockets")
           ->check(CLI::Range(1, 64)));
-  add(command->add_option("--max_connections", options->http.connections_max, "Open connections; one more is refused"));
+  add(command->add_option("--max_connections", options->max_connections, "Open connections; one more is refused")
+          ->check(CLI::Range(1, 1 << 20)));
   command->add_option("--api_key", options->api_keys, "Accepted bearer token; repeatable; none: open to all")
       ->group(kGroup);
   command->add_option("--served_model_name", options->stack.served_model_name, "The model's id in the API")
       ->group(kGroup);
-  add(command->add_option("--traffic.timeout", options->traffic_timeout_s,
-                          "Seconds to the first byte of an answer, then 504"));
-  add(command->add_option("--traffic.max_concurrency", options->max_concurrency,
-                          "Generating calls at once, then 429; 0: no limit"));
-  add(command->add_option("--drain_timeout", options->drain_timeout_s, "Seconds that a drain may take"));
+  add(command
+          ->add_option("--traffic.timeout", options->traffic_timeout_s,
+                       "Seconds to the first byte of an answer, then 504")
+          ->check(CLI::Range(0.001, 86400.0)));
+  add(command
+          ->add_option("--traffic.max_concurrency", options->max_concurrency,
+                       "Generating calls at once, then 429; 0: no limit")
+          ->check(CLI::NonNegativeNumber));
+  add(command->add_option("--drain_timeout", options->drain_timeout_s, "Seconds that a drain may take")
+          ->check(CLI::Range(0.0, 86400.0)));
   command->callback([options, &outcome] {
+    options->http.port = static_cast<uint16_t>(options->port);
+    options->http.connections_max = static_cast<size_t>(options->max_connections);
     auto result = Run(*options);
     if (!result.ok()) {
       outcome.result = std::move(result).error();

@@ -129,15 +129,19 @@ Result<std::string> PackAll(const Checkpoint& checkpoint, const BuildConfig& bui
   return writer->Finish();
 }
 
+Result<void> MayReplace(const std::filesystem::path& out) {
+  if (!std::filesystem::exists(out) || std::filesystem::exists(out / "config.json")) return {};
+  return Error(Code::kInvalid,
+               fmt::format("output: {} exists and is not an engine; choose another folder", out.string()), "output");
+}
+
 // Renames `from` to `to`, replacing an engine that was there.
 Result<void> MoveIntoPlace(const std::filesystem::path& from, const std::filesystem::path& to) {
   std::error_code code;
   std::filesystem::path old = to;
   old += fmt::format(".old.{}", ::getpid());
   if (std::filesystem::exists(to)) {
-    if (!std::filesystem::exists(to / "config.json"))
-      return Error(Code::kInvalid,
-                   fmt::format("--output {}: exists and is not an engine; choose another folder", to.string()));
+    RETURN_IF_ERROR(MayReplace(to));  // again: the build took a while
     std::filesystem::rename(to, old, code);
     if (code) return Error(Code::kInternal, fmt::format("{}: cannot move away: {}", to.string(), code.message()));
   }
@@ -179,11 +183,13 @@ Result<void> BuildEngine(const Checkpoint& checkpoint, const BuildConfig& reques
   if (!checkpoint.has_tokenizer && !checkpoint.tokenizer_error.empty())
     return Error(Code::kUnsupported, fmt::format("{}: its tokenizer cannot be used: {}", checkpoint.path.string(),
                                                  checkpoint.tokenizer_error));
+  RETURN_IF_ERROR(MayReplace(out));
   std::filesystem::path folder = out;
   folder += fmt::format(".tmp.{}", ::getpid());
   std::error_code code;
   std::filesystem::create_directories(folder, code);
-  if (code) return Error(Code::kInternal, fmt::format("--output {}: {}", out.string(), code.message()), "output");
+  if (code)
+    return Error(Code::kInvalid, fmt::format("output: {}: cannot create: {}", out.string(), code.message()), "output");
   auto write_all = [&]() -> Result<void> {
     ASSIGN_OR_RETURN(std::string header_sha256, PackAll(checkpoint, build, folder / "rank0.engine", progress));
     if (checkpoint.has_tokenizer)

@@ -90,24 +90,96 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(ekiben("models", "delete", "smollm2:v1", env=env).returncode, 0)
         self.assert_refused(ekiben("models", "get", "smollm2", env=env), "smollm2", "models list")
 
+    # One line each, with the option, the value, and the limit or what to do; exit code 2 and nothing left behind.
+    WRONG_BUILDS = [
+        (["--tokens_per_block", 33], ["tokens_per_block", "33", "power of two"]),
+        (["--max_beam_width", 4], ["max_beam_width", "4", "limit is 1"]),
+        (["--dtype", "fp3"], ["dtype", "fp3", "int8"]),
+        (["--max_seq_len", 9000], ["max_seq_len", "9000", "8192"]),
+        (["--gemm_plugin", "cublas"], ["gemm_plugin", "cublas", "disable"]),
+        (["--kv_cache_type", "continuous"], ["kv_cache_type", "continuous", "paged"]),
+        (["--max_num_tokens", 64], ["max_num_tokens", "64", "max_batch_size of 128"]),
+        (["--opt_num_tokens", 64], ["opt_num_tokens", "64", "--multiple_profiles disable"]),
+        (["--multiple_profiles", "perhaps"], ["--multiple_profiles", "perhaps"]),
+        (["--no_such_option", 1], ["--no_such_option", "--help"]),
+        (["--max_batch_size", "many"], ["--max_batch_size", "many", "--help"]),
+    ]
+    WRONG_RUNS = [
+        (["--max_batch_size", 17], ["max_batch_size", "17", "16", "ekiben build"]),
+        (["--max_seq_len", 2000], ["max_seq_len", "2000", "1024", "ekiben build"]),
+        (["--dtype", "f32"], ["dtype", "f32", "auto", "ekiben build"]),
+        (["--port", 99999], ["--port", "99999", "65535"]),
+        (["--port", "http"], ["--port", "http"]),
+        (["--host", "300.1.1.1"], ["host", "300.1.1.1"]),
+        (["--threads", -3], ["--threads", "-3", "1024"]),
+        (["--batching_strategy", "V2"], ["--batching_strategy", "V2", "V1, inflight_fused_batching"]),
+        (["--batch_scheduler_policy", "x"], ["--batch_scheduler_policy", "'x'", "guaranteed_no_evict"]),
+        (["--kv_cache_dtype", "fp8"], ["kv_cache_dtype", "fp8", "bf16"]),
+        (["--kv_cache_free_gpu_mem_fraction", 2], ["kv_cache_free_gpu_mem_fraction", "2", "0.95"]),
+        (["--max_tokens_in_paged_kv_cache", 100], ["max_tokens_in_paged_kv_cache", "1024", "--max_seq_len"]),
+        (["--max_attention_window_size", -5], ["--max_attention_window_size", "-5"]),
+        (["--max_queue_size", 0], ["max_queue_size", "0"]),
+        (["--preprocessing_instance_count", 0], ["preprocessing_instance_count", "0", "64"]),
+        (["--traffic.timeout", -1], ["--traffic.timeout", "-1"]),
+        (["--traffic.max_concurrency", -1], ["--traffic.max_concurrency", "-1"]),
+        (["--max_connections", 0], ["--max_connections", "0"]),
+        (["--drain_timeout", -1], ["--drain_timeout", "-1"]),
+    ]
+
     def test_wrong_options(self):
         out = self.folder / "never"
-        self.assert_refused(ekiben("build", MODEL, "-o", out, "--tokens_per_block", 33), "tokens_per_block", "33")
-        self.assert_refused(ekiben("build", MODEL, "-o", out, "--max_beam_width", 4), "max_beam_width", "4")
-        self.assert_refused(ekiben("build", MODEL, "-o", out, "--dtype", "fp3"), "dtype", "fp3")
-        self.assert_refused(ekiben("build", MODEL, "-o", out, "--max_seq_len", 9000), "max_seq_len", "9000", "8192")
-        self.assert_refused(ekiben("build", MODEL, "-o", out, "--gemm_plugin", "cublas"), "gemm_plugin", "cublas")
-        self.assertEqual(ekiben("build", MODEL, "-o", out, "--no_such_option", 1).returncode, 2)
+        for options, words in self.WRONG_BUILDS:
+            with self.subTest(options=options):
+                self.assert_refused(ekiben("build", MODEL, "-o", out, *options, timeout=60), *words)
+        for options, words in self.WRONG_RUNS:
+            with self.subTest(options=options):
+                self.assert_refused(ekiben("serve", self.engine, *options, timeout=60), *words)
         self.assertFalse(out.exists())
 
+    def test_wrong_commands_and_places(self):
+        notes = self.folder / "notes"
+        notes.mkdir()
+        (notes / "mine.txt").write_text("keep")
+        for args, words in [
+            (["frobnicate"], ["frobnicate", "serve"]),
+            ([], ["--help"]),
+            (["build", MODEL], ["--output", "required"]),
+            (["build", MODEL, "-o", notes], ["notes", "not an engine"]),
+            (["build", MODEL, "-o", "/proc/nowhere/x"], ["/proc/nowhere/x"]),
+            (["chat", "nosuchtag:latest"], ["nosuchtag", "models list"]),
+            (["generate", self.engine, "-i", self.folder / "none.jsonl", "-o", self.folder / "o.jsonl"], ["none.jsonl"]),
+            (["bench", "--url", "ftp://x"], ["ftp://x", "http://"]),
+            (["bench", "--users", "0"], ["users", "0", "100000"]),
+            (["bench", "--api", "soap"], ["--api", "soap", "chat, completions, generate"]),
+            (["check", self.engine, "--against", "/nowhere"], ["/nowhere"]),
+        ]:
+            with self.subTest(args=args):
+                self.assert_refused(ekiben(*args, timeout=60), *words)
+        self.assertEqual((notes / "mine.txt").read_text(), "keep")
+
+    def test_lower_limits_need_no_build(self):
+        prompts, out = self.folder / "lp.jsonl", self.folder / "lo.jsonl"
+        prompts.write_text('{"prompt": "one two three four five six seven eight nine ten", "max_tokens": 2}\n')
+        run = ekiben("generate", self.engine, "-i", prompts, "-o", out, "--max_batch_size", 2, "--max_num_tokens", 4,
+                     "--max_seq_len", 64)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual(json.loads(out.read_text())["completion_tokens"], 2)
+        out.unlink()
+        run = ekiben("generate", self.engine, "-i", prompts, "-o", out, "--max_input_len", 5)
+        self.assertIn("max_input_len of 5", json.loads(out.read_text())["error"]["message"])
+
     def test_missing_and_damaged_inputs(self):
-        self.assert_refused(ekiben("serve", self.folder / "nothing"), "nothing")
+        self.assert_refused(ekiben("serve", self.folder / "nothing"), "nothing: no such file or folder")
         bad = self.folder / "bad.gguf"
         with open(MODEL, "rb") as f:
             bad.write_bytes(f.read(5_000_000))
         self.assert_refused(ekiben("build", bad, "-o", self.folder / "x"), "bad.gguf")
         bad.write_bytes(b"GGML" + b"\0" * 100)
         self.assert_refused(ekiben("inspect", bad), "bad.gguf")
+        other = self.folder / "other"
+        other.mkdir()
+        (other / "config.json").write_text('{"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}')
+        self.assert_refused(ekiben("build", other, "-o", self.folder / "x"), "T5ForConditionalGeneration", "LlamaForCausalLM")
 
     def test_damaged_engine(self):
         for name, offset in (("rank0.engine", 40_000_000), ("rank0.engine", 100), ("config.json", 20),
@@ -140,10 +212,12 @@ class CommandLine(unittest.TestCase):
         env = {"EKIBEN_CACHE": str(self.folder / "cache")}
         prompts, out = self.folder / "p.jsonl", self.folder / "o.jsonl"
         prompts.write_text('{"prompt": "Hi", "max_tokens": 1}\n')
-        for _ in range(2):
+        built = False
+        for limits in ([], [], ["--max_batch_size", 8, "--max_seq_len", 256], ["--max_num_tokens", 1024]):
             out.unlink(missing_ok=True)
-            run = ekiben("generate", MODEL, "-i", prompts, "-o", out, "--multiple_profiles", "disable", env=env)
+            run = ekiben("generate", MODEL, "-i", prompts, "-o", out, *limits, env=env)
             self.assertEqual(run.returncode, 0, run.stderr)
-        self.assertNotIn("build:", run.stderr)
+            self.assertEqual("build:" in run.stderr, limits == [] and not built)
+            built = True
         self.assertEqual(len([p for p in (self.folder / "cache" / "engines").iterdir() if p.is_dir()]), 1)
 
