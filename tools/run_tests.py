@@ -26,9 +26,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 COUNT_LINE = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
 # By sanitizer: how much longer things may take, and what its run time is told. Leaks count, of the server too.
 SANITIZERS = {
-    "asan": (4, {"ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
+    "asan": (10, {"ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
                  "UBSAN_OPTIONS": "print_stacktrace=1"}),
-    "tsan": (10, {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:detect_deadlocks=1"}),
+    "tsan": (20, {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:detect_deadlocks=1"}),
 }
 TSAN_PROGRAMS = ("api_test", "backend_test", "device_test", "executor_test", "http_test", "load_test", "model_test",
                  "ops_test", "serve_test", "simulation_test")
@@ -149,11 +149,12 @@ def free_port():
 class Server:
     """A real `ekiben serve` for the client suites."""
 
-    def __init__(self, program, model):
+    def __init__(self, program, model, scale):
         self.port = free_port()
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)
         self.process = subprocess.Popen([str(program), "serve", model, "--port", str(self.port), "--host", "127.0.0.1",
-                                         "--served_model_name", "SmolLM2-135M-Instruct"],
+                                         "--served_model_name", "SmolLM2-135M-Instruct", "--traffic.timeout",
+                                         str(60 * scale), "--drain_timeout", str(30 * scale)],
                                         stdout=self.log, stderr=self.log)
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -211,7 +212,7 @@ def client_suites(build, totals, only):
         totals.add("conformance", 0, 0, len(suites), 0)
         return
     python = python_for("conformance", ROOT / "tests" / "conformance" / "requirements.txt")
-    server = Server(program, model)
+    server = Server(program, model, totals.time_scale)
     try:
         if python is None or not server.wait_ready(180 * totals.time_scale):
             print(open(server.log.name).read()[-4000:])
@@ -240,7 +241,7 @@ def main():
     build = args.build.resolve()
     totals = Totals(args.sanitizer)
     if args.sanitizer:
-        os.environ.update(SANITIZERS[args.sanitizer][1], EKIBEN_SANITIZER=args.sanitizer)
+        os.environ.update(SANITIZERS[args.sanitizer][1], EKIBEN_TIME_SCALE=str(totals.time_scale))
     begin = time.monotonic()
     for program in sorted(build.rglob("*_test")):
         if not program.is_file() or not os.access(program, os.X_OK) or args.only not in program.name:

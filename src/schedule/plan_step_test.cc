@@ -43,7 +43,7 @@ std::string Plan(std::vector<SequenceView> running, std::vector<SequenceView> wa
   limits.any_running = !running.empty();
   PlanStep(running, views, limits, decision);
   std::string out;
-  auto add = [&out](std::string text) { out += (out.empty() ? "" : " ") + text; };
+  auto add = [&out](const std::string& text) { out += (out.empty() ? "" : " ") + text; };
   for (const auto& c : decision.contexts) {
     add((c.admitted ? "w" : "r") + std::to_string(c.index) + ":" + std::to_string(c.token_count));
   }

@@ -109,8 +109,7 @@ void Expand(const BlockQ6_K& block, float* out) {
     for (int i = 0; i < 32; ++i) {
       int low = j % 4 < 2 ? ql[i] & 15 : ql[i] >> 4;
       int q = (low | (((qh[i] >> (j % 4 * 2)) & 3) << 4)) - 32;
-      int scale = block.scales[j * 2 + i / 16];
-      out[j * 32 + i] = (d * static_cast<float>(scale)) * static_cast<float>(q);
+      out[j * 32 + i] = (d * static_cast<float>(block.scales[j * 2 + (i >> 4)])) * static_cast<float>(q);
     }
   }
 }

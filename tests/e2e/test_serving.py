@@ -18,6 +18,9 @@ import unittest
 PROGRAM = os.environ["EKIBEN_PROGRAM"]
 MODEL = os.environ["EKIBEN_TEST_MODEL"]
 DISCONNECTS = int(os.environ.get("EKIBEN_DISCONNECTS", "1000"))
+# How much longer than usual things may take: the server may be built with a sanitizer (tools/run_tests.py).
+SCALE = int(os.environ.get("EKIBEN_TIME_SCALE", "1"))
+LIMITS = [] if SCALE == 1 else ["--traffic.timeout", str(60 * SCALE), "--drain_timeout", str(30 * SCALE)]
 
 
 class Server:
@@ -27,9 +30,9 @@ class Server:
             self.port = s.getsockname()[1]
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.process = subprocess.Popen([PROGRAM, "serve", MODEL, "--host", "127.0.0.1", "--port", str(self.port),
-                                         "--served_model_name", "m", *map(str, options)],
+                                         "--served_model_name", "m", *LIMITS, *map(str, options)],
                                         stdout=self.log, stderr=self.log)
-        for _ in range(1200):
+        for _ in range(1200 * SCALE):
             if self.process.poll() is not None:
                 raise RuntimeError(open(self.log.name).read())
             try:
@@ -62,12 +65,12 @@ class Server:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=60 * SCALE)
 
 
 def stream_request(port, prompt, max_tokens):
     """The whole body of a streamed completion, read to the end of the chunked answer."""
-    c = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=120 * SCALE)
     body = json.dumps({"model": "m", "prompt": prompt, "max_tokens": max_tokens, "stream": True, "ignore_eos": True,
                        "temperature": 0})
     c.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
@@ -106,7 +109,7 @@ class Serving(unittest.TestCase):
         time.sleep(0.2)
         for t in threads:
             t.join()
-        self.assertEqual(server.process.wait(timeout=60), 0)
+        self.assertEqual(server.process.wait(timeout=60 * SCALE), 0)
         self.assertEqual(len(results), 50)
         for status, text in results:
             if status == 200:
@@ -125,7 +128,7 @@ class Serving(unittest.TestCase):
             before = server.rss_kib()
             with concurrent.futures.ThreadPoolExecutor(24) as pool:
                 list(pool.map(lambda i: leave_in_mid_stream(server.port, i), range(DISCONNECTS)))
-            end = time.monotonic() + 20
+            end = time.monotonic() + 20 * SCALE
             while time.monotonic() < end and server.metric("ekiben_requests_running") > 0:
                 time.sleep(0.1)
             self.assertEqual(server.metric("ekiben_requests_running"), 0)
@@ -142,7 +145,7 @@ class Serving(unittest.TestCase):
         server = Server("--max_batch_size", 32)
         try:
             def ask(i):
-                c = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+                c = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120 * SCALE)
                 body = {"model": "m", "prompt": f"Once upon a time number {i % 5}", "max_tokens": 24, "seed": i,
                         "temperature": 0.9 if i % 2 else 0, "top_p": 0.95}
                 c.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
@@ -161,7 +164,7 @@ class Serving(unittest.TestCase):
         seconds = time.monotonic() - begin
         server.stop()
         print(f"ready in {seconds:.2f} s", file=sys.stderr)
-        self.assertLess(seconds, 5)  # 2 s on a quiet machine; the benchmark says the number
+        self.assertLess(seconds, 5 * SCALE)  # 2 s on a quiet machine; the benchmark says the number
 
     def test_a_full_queue_is_answered_429(self):
         server = Server("--max_batch_size", 1, "--max_queue_size", 2)
