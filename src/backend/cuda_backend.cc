@@ -22,6 +22,7 @@ constexpr int32_t kTicketsMax = 2;
 // Left free beside the cache: graphs, cuBLASLt's own memory, the driver.
 constexpr size_t kReserveBytes = size_t{512} << 20;
 constexpr int kSamplingThreadsMax = 8;
+constexpr int32_t kTunedTokensMax = 512;
 
 // What the device's argmax does not serve.
 bool NeedsHostSampling(const Request& request) {
@@ -95,7 +96,7 @@ class CudaBackend final : public Backend {
   CudaAttentionScratch attention_;
   cuda::KvLayout kv_;
   cuda::AttentionItemShape item_shape_;
-  int32_t blocks_per_slot_ = 0, vocab_ = 0, edits_max_ = 0, outputs_max_ = 0;
+  int32_t multiprocessors_ = 1, blocks_per_slot_ = 0, vocab_ = 0, edits_max_ = 0, outputs_max_ = 0;
   DeviceBuffer step_, tables_, last_tokens_, keys_, values_, logits_, results_, best_;
   PinnedBuffer host_logits_;
   std::vector<Slot> slots_;
@@ -106,7 +107,7 @@ class CudaBackend final : public Backend {
 
   // The step being built.
   std::vector<int32_t> source_, positions_, token_slots_, output_tokens_, sample_slots_;
-  std::vector<cuda::AttentionItem> context_items_, generation_items_;
+  std::vector<cuda::AttentionItem> context_items_, generation_items_, balanced_;
   bool all_logits_ = false;
 
   std::unique_ptr<Sampler> sampler_;
@@ -121,6 +122,7 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
                  fmt::format("tokens_per_block: {} is not a power of two >= 16", config.tokens_per_block),
                  "tokens_per_block");
   auto out = std::unique_ptr<CudaBackend>(new CudaBackend(config));
+  out->multiprocessors_ = device.multiprocessors;
   out->outputs_max_ = RoundUp(config.max_batch_size, 128);
   CudaModelLimits limits{config.max_seq_len, std::max(config.max_num_tokens, out->outputs_max_), out->outputs_max_};
   if (tensors != nullptr) {
@@ -191,6 +193,7 @@ Result<void> CudaBackend::Allocate(const ModelConfig& model) {
     list->reserve(static_cast<size_t>(tokens_max));
   context_items_.reserve(static_cast<size_t>(context_items_max));
   generation_items_.reserve(static_cast<size_t>(generation_items_max));
+  balanced_.reserve(static_cast<size_t>(generation_items_max));
   sampler_ = std::make_unique<Sampler>(config_.max_batch_size, vocab_, BestIsa());
   pool_ = std::make_unique<ThreadPool>(
       std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kSamplingThreadsMax));
@@ -251,6 +254,12 @@ Result<void> CudaBackend::AllocateCache(const ModelConfig& model) {
 // padded token count. All rows are padding: nothing is written that counts.
 Result<void> CudaBackend::WarmUp() {
   buckets_ = CudaGraphBuckets(config_.max_batch_size);
+  // What the heuristic offers first is off by up to 15 % at some sizes (docs/gpu.md, ladder 1).
+  for (int32_t bucket : buckets_) RETURN_IF_ERROR(model_->Tune(stream_, bucket));
+  for (int32_t tokens = 1; tokens <= std::min(config_.max_num_tokens, kTunedTokensMax); ++tokens) {
+    tokens = CudaPaddedTokens(tokens, config_.max_num_tokens);
+    RETURN_IF_ERROR(model_->Tune(stream_, tokens));
+  }
   auto* words = flights_[0].staging.as<int32_t>();
   auto pad = [&](const CudaStepLayout& layout) {
     std::memset(words, 0, static_cast<size_t>(layout.Words(0)) * sizeof(int32_t));
@@ -375,6 +384,7 @@ void CudaBackend::Gather(const StepPlan& plan, Flight& flight) {
     to.output = static_cast<int32_t>(output_tokens_.size()) - 1;
     if (to.choice == Choice::kDevice) sample_slots_.back() = row.slot.value;
   }
+  cuda::BalanceItems(generation_items_, item_shape_.split, multiprocessors_, balanced_);
 }
 
 // The gathered step into the flight's staging, in the layout of `bucket` when that is not 0.

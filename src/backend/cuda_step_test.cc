@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "ops/cuda_attention_items.h"
 
@@ -77,12 +78,45 @@ TEST(CudaStep, ContextItemsCoverEveryQueryOfEveryHeadOnce) {
 
 TEST(CudaStep, GenerationItemsAreCutAtTheSplitWhateverTheBatch) {
   cuda::AttentionItemShape shape{.kv_heads = 2, .group = 4, .split = 1024};
-  for (auto [position, chunks] : {std::pair{0, 1}, {1023, 1}, {1024, 2}, {2047, 2}, {2048, 3}}) {
+  for (auto [position, chunks] : {std::pair{0, 1}, {1023, 1}, {1535, 1}, {1536, 2}, {2559, 2}, {2560, 3}}) {
     std::vector<cuda::AttentionItem> items;
     cuda::AddGenerationItems(shape, 0, 0, position, items);
     EXPECT_EQ(items.size(), static_cast<size_t>(2 * chunks)) << position;
     for (const auto& item : items) EXPECT_EQ(item.chunks, chunks);
   }
+}
+
+TEST(CudaStep, BalancedItemsAreTheSameItemsAndEveryWorkerReadsNearlyAsMuch) {
+  cuda::AttentionItemShape shape{.kv_heads = 8, .group = 4, .split = 1024};
+  std::vector<cuda::AttentionItem> items, scratch;
+  uint32_t random = 1;
+  for (int32_t row = 0; row < 100; ++row) {
+    random = random * 1664525 + 1013904223;
+    cuda::AddGenerationItems(shape, row, row, 30 + static_cast<int32_t>(random >> 16) % 640, items);
+  }
+  auto key = [](const cuda::AttentionItem& item) { return std::tuple(item.slot, item.kv_head, item.chunk); };
+  std::vector<std::tuple<int32_t, int32_t, int32_t>> before, after;
+  for (const auto& item : items) before.push_back(key(item));
+  auto load = [&](int32_t worker) {
+    int32_t sum = 0;
+    for (size_t i = static_cast<size_t>(worker); i < items.size(); i += 132) sum += cuda::ItemBlocks(items[i], 1024);
+    return sum;
+  };
+  auto spread = [&] {
+    int32_t low = load(0), high = low;
+    for (int32_t w = 1; w < 132; ++w) low = std::min(low, load(w)), high = std::max(high, load(w));
+    return high - low;
+  };
+  int32_t unordered = spread();
+  cuda::BalanceItems(items, 1024, 132, scratch);
+  for (const auto& item : items) after.push_back(key(item));
+  std::sort(before.begin(), before.end());
+  std::sort(after.begin(), after.end());
+  EXPECT_EQ(before, after);
+  EXPECT_LT(spread() * 3, unordered);
+  std::vector<cuda::AttentionItem> none;
+  cuda::BalanceItems(none, 1024, 132, scratch);
+  EXPECT_TRUE(none.empty());
 }
 
 }  // namespace

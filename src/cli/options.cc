@@ -88,8 +88,9 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
                                                                            {"greedy", ContextAdmissionPolicy::kGreedy}};
   ExecutorConfig& e = o.executor;
   add(app.add_option("--backend", o.backend,
-                     "cpu, or fake: hashed tokens at no cost, to measure everything around the model")
-          ->check(CLI::IsMember({"cpu", "fake"})));
+                     "cpu; cuda: one Hopper GPU, engines of dtype bf16; or fake: hashed tokens at no cost, to measure "
+                     "everything around the model")
+          ->check(CLI::IsMember({"cpu", "cuda", "fake"})));
   add(app.add_option("--threads", o.threads, "Compute threads; 0: one for each core")->check(CLI::Range(0, 1024)));
   AddChoice(app, "--batch_scheduler_policy", e.batch_scheduler_policy, kPolicies,
             "guaranteed_no_evict: admit what surely fits to its end; max_utilization: admit more, pause and recompute "

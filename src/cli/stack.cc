@@ -4,6 +4,7 @@
 #include <fstream>
 #include <thread>
 
+#include "backend/cuda_backend.h"
 #include "backend/fake_backend.h"
 #include "backend/warm_up.h"
 #include "base/human.h"
@@ -50,6 +51,21 @@ Result<int32_t> KvBlocks(const StackOptions& options, const Engine& engine, DTyp
   return static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX));
 }
 
+// The engine on a GPU, in the sizes that the CPU backend would have.
+Result<CudaBackendParts> OpenCuda(const ModelConfig& model, const Engine& engine, const StackOptions& options,
+                                  const ExecutorConfig& executor) {
+  if (options.kv_cache_dtype == "f32")
+    return Error(Code::kUnsupported, "kv_cache_dtype: f32 is the CPU's; the CUDA backend keeps bf16", "kv_cache_dtype");
+  CudaBackendConfig config;
+  config.max_batch_size = executor.max_batch_size;
+  config.max_num_tokens = executor.max_num_tokens;
+  config.max_seq_len = engine.build.max_seq_len;
+  config.tokens_per_block = engine.build.tokens_per_block;
+  config.kv_cache_free_gpu_mem_fraction = options.kv_cache_free_mem_fraction;
+  config.max_tokens_in_paged_kv_cache = options.max_tokens_in_paged_kv_cache;
+  return OpenCudaBackend(model, &engine.tensors, config);
+}
+
 // The sizes of the real backend; ids from 256 on, so that tokens are mostly words.
 FakeBackendOptions FakeOptions(const CpuBackendConfig& sizes, int32_t vocab_size) {
   FakeBackendOptions out;
@@ -65,8 +81,11 @@ FakeBackendOptions FakeOptions(const CpuBackendConfig& sizes, int32_t vocab_size
 
 }  // namespace
 
-Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const StackOptions& options) {
+Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& named, const StackOptions& options) {
   const Clock& clock = SystemClock::Get();
+  const bool cuda = options.backend == "cuda";
+  EngineSource source = named;
+  if (cuda && source.build.dtype == "auto") source.build.dtype = "bf16";  // what the GPU reads
   ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngineSource(source));
   if (options.weights_in_huge_pages && options.backend == "cpu") HoldInHugePages(opened.engine);
   auto stack = std::unique_ptr<Stack>(new Stack(std::move(opened.engine)));
@@ -86,7 +105,9 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   ModelConfig model = e.model;
   int32_t window = options.executor.max_attention_window_size;
   if (window > 0 && (model.sliding_window == 0 || window < model.sliding_window)) model.sliding_window = window;
-  ASSIGN_OR_RETURN(stack->model_, Model::Load(model, e.tensors, e.build.max_seq_len));
+  if (!cuda) {
+    ASSIGN_OR_RETURN(stack->model_, Model::Load(model, e.tensors, e.build.max_seq_len));
+  }
 
   ExecutorConfig executor = options.executor;
   executor.max_attention_window_size = model.sliding_window;  // blocks behind the window are given back
@@ -105,7 +126,11 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   backend.kv_dtype = kv_dtype;
   ASSIGN_OR_RETURN(stack->tuning_, ReadProfiles(e.profiles));
   backend.tuning = &stack->tuning_;
-  if (options.backend == "fake") {
+  if (cuda) {
+    ASSIGN_OR_RETURN(CudaBackendParts parts, OpenCuda(model, e, options, executor));
+    stack->memory_ = std::move(parts.memory);
+    stack->backend_ = std::move(parts.backend);
+  } else if (options.backend == "fake") {
     stack->backend_ = std::make_unique<FakeBackend>(FakeOptions(backend, e.model.vocab_size));
   } else {
     ASSIGN_OR_RETURN(auto cpu, CpuBackend::Create(*stack->model_, backend, clock));

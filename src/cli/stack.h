@@ -21,7 +21,7 @@ namespace ekiben::cli {
 
 struct StackOptions {
   ExecutorConfig executor;
-  std::string backend = "cpu";  // or "fake": hashed tokens at no cost, to measure everything around the model
+  std::string backend = "cpu";  // "cuda": one GPU; "fake": hashed tokens at no cost, to measure everything around it
   int32_t threads = 0;          // 0: one for each core
   double kv_cache_free_mem_fraction = 0.3;
   int64_t max_tokens_in_paged_kv_cache = 0;

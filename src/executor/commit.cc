@@ -26,6 +26,8 @@ void ExecutorLoop::FinishOldest() {
     context_tokens += generation ? 0 : flight.rows[i].token_count;
     CommitRow(flight.rows[i], result->rows[i]);
   }
+  newest_begin_ = now_;
+  if (context_tokens == 0) generation_step_time_ = result->device_time;
   counters_.steps.fetch_add(1, std::memory_order_relaxed);
   counters_.context_tokens.fetch_add(static_cast<uint64_t>(context_tokens), std::memory_order_relaxed);
   counters_.generation_tokens.fetch_add(static_cast<uint64_t>(generation_rows), std::memory_order_relaxed);

@@ -14,6 +14,8 @@ constexpr int32_t kReusedEntriesMin = 4096;
 // Held-back sequences looked past in one step, beyond a batch.
 constexpr size_t kHeldBackMax = 64;
 // How often Drain looks at an injected clock.
+// Planning and queueing a step on a GPU takes 10 to 100 us, waking up from the sleep as much again.
+constexpr Nanos kLaunchLead = std::chrono::microseconds(400), kLaunchWaitMax = std::chrono::milliseconds(100);
 constexpr auto kDrainPoll = std::chrono::milliseconds(2);
 
 Error Refused(std::string_view field, std::string message) {
@@ -110,7 +112,21 @@ void ExecutorLoop::Start() {
 void ExecutorLoop::Run() {
   pthread_setname_np(pthread_self(), "executor");
   while (!stopping_.load(std::memory_order_acquire)) {
+    WaitToLaunch();
     if (!Step()) WaitForWork();
+  }
+}
+
+// With a step in flight the next one is planned late, shortly before the device needs it: who arrives until then joins
+// it, and who got a last token in the step before may already have asked again. A step takes at least as long as the
+// last one without context did. A step with context takes longer to queue: when somebody waits, it is planned earlier.
+void ExecutorLoop::WaitToLaunch() {
+  if (in_flight_ == 0 || in_flight_ == flights_.size()) return;
+  Nanos end = newest_begin_ + generation_step_time_;
+  for (Nanos lead : {kLaunchLead + context_launch_time_, kLaunchLead}) {
+    Nanos wait = end - lead - clock_.Now();
+    if (wait > Nanos(0)) std::this_thread::sleep_for(std::min(wait, kLaunchWaitMax));
+    if (waiting_requests_.load(std::memory_order_relaxed) > 0) return;
   }
 }
 

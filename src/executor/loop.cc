@@ -18,6 +18,8 @@ bool ExecutorLoop::Step() {
     if (decision_.has_rows()) {
       Act();
       launched = Launch();
+      if (launched && in_flight_ == 1) newest_begin_ = begin;
+      if (!decision_.contexts.empty()) context_launch_time_ = in_backend_;
     }
   }
   bool finish = in_flight_ == flights_.size() || (in_flight_ > 0 && !launched);

@@ -130,6 +130,7 @@ class ExecutorLoop final : public Executor, private WaitingViews {
 
   void Run();
   void WaitForWork();
+  void WaitToLaunch();
 
   Backend& backend_;
   const Clock& clock_;
@@ -182,6 +183,9 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   int32_t paused_ = 0;
   const int32_t window_blocks_max_;  // blocks a sequence holds at most under the attention window
   Nanos now_{};                      // read at the step's begin and again when a step finished: the time of the events
+  Nanos newest_begin_{};             // when the newest step in flight began on the device, as far as is known
+  Nanos generation_step_time_{};     // what the last step without context rows took there
+  Nanos context_launch_time_{};      // what queueing the last step with context rows took here
   Nanos in_backend_{};               // spent in Launch and Finish by the step under way
 };
 

@@ -16,6 +16,7 @@ using cuda::Bf16;
 constexpr float kSynthDeviation = 0.02f;
 // A chunk of keys of one generation item: measured best or near it from a batch of 8 on (docs/gpu.md, ladder 3).
 constexpr int32_t kSplit = 1024;
+constexpr size_t kTunedLayers = 6;
 
 Result<void> CheckSupported(const ModelConfig& config, const CudaModelLimits& limits) {
   RETURN_IF_ERROR(Validate(config));
@@ -248,6 +249,26 @@ Result<void> CudaLlama::BindCache(const cuda::KvLayout& kv) {
   decode_attention_serves_ = cuda::DecodeAttention::Serves(kv, config_.num_attention_heads, config_.sliding_window);
   if (!decode_attention_serves_) return {};
   return CudaStatus(decode_attention_.Prepare(kv), "preparing attention");
+}
+
+Result<void> CudaLlama::Tune(CudaStream& stream, int32_t tokens) {
+  if (tokens <= cuda::kSkinnyTokensMax || tokens > limits_.tokens_max) return {};
+  const struct {
+    Linear Layer::*linear;
+    const DeviceBuffer *x, *out;
+  } kinds[] = {{&Layer::qkv, &h_, &qkv_},
+               {&Layer::o, &attention_, &delta_},
+               {&Layer::gate_up, &h_, &gate_up_},
+               {&Layer::down, &mlp_, &delta_}};
+  for (const auto& kind : kinds) {
+    std::vector<const void*> weights;
+    for (size_t i = 0; i < std::min(layers_.size(), kTunedLayers); ++i)
+      weights.push_back((layers_[i].*kind.linear).rows.data());
+    const Linear& first = layers_[0].*kind.linear;
+    RETURN_IF_ERROR(cublaslt_->Tune(stream, tokens, first.out_features, first.in_features, weights, kind.x->data(),
+                                    kind.out->data(), false));
+  }
+  return {};
 }
 
 Result<void> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, const Bf16* x, int32_t tokens, void* out,

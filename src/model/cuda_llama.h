@@ -62,6 +62,9 @@ class CudaLlama {
   // outputs_max, first a multiple of 128.
   Result<void> Head(cuda::Queue& queue, int32_t first, int32_t count, float* logits);
 
+  // Chooses how linears of this many tokens run, by time on this device; none under kSkinnyTokensMax. Before the first
+  // capture: it waits.
+  Result<void> Tune(CudaStream& stream, int32_t tokens);
   // Once, when the cache's addresses are known.
   Result<void> BindCache(const cuda::KvLayout& kv);
   const ModelConfig& config() const { return config_; }

@@ -164,7 +164,18 @@ std::vector<GoldenFile> OpenAll(const std::string& name) {
 struct Outcome {
   LogitComparison comparison;
   int64_t greedy_equal = 0, greedy_total = 0;
+  double tie_max = 0;  // the reference's gap between its best two where a text first differs
 };
+
+void Compare(const GoldenFile& golden, std::span<const float> logits, Outcome& out) {
+  int64_t equal = CompareWithGolden(golden, logits, out.comparison),
+          total = std::ssize(golden.token_ids) - golden.prompt_tokens;
+  out.greedy_equal += equal;
+  out.greedy_total += total;
+  if (equal == total) return;
+  auto top = golden.TopLogits(golden.prompt_tokens + equal - 1);
+  out.tie_max = std::max(out.tie_max, double{top[0]} - top[1]);
+}
 
 std::unique_ptr<CudaLlama> LoadModel(const Checkpoint& checkpoint) {
   auto packed = PackModel(checkpoint, Packing::kBF16, Packing::kBF16, kMaxSeqLen);
@@ -180,8 +191,7 @@ Outcome CompareWhole(const std::vector<GoldenFile>& files, Runner& runner) {
   for (const GoldenFile& golden : files) {
     Runner::Sequence s{.token_ids = golden.token_ids};
     runner.Step({{&s, static_cast<int32_t>(golden.token_ids.size())}});
-    out.greedy_equal += CompareWithGolden(golden, s.logits, out.comparison);
-    out.greedy_total += std::ssize(golden.token_ids) - golden.prompt_tokens;
+    Compare(golden, s.logits, out);
   }
   return out;
 }
@@ -205,10 +215,7 @@ Outcome CompareMixed(const std::vector<GoldenFile>& files, Runner& runner) {
       if (feeds.empty()) break;
       runner.Step(feeds);
     }
-    for (size_t i = 0; i < 3; ++i) {
-      out.greedy_equal += CompareWithGolden(files[first + i], sequences[i].logits, out.comparison);
-      out.greedy_total += std::ssize(files[first + i].token_ids) - files[first + i].prompt_tokens;
-    }
+    for (size_t i = 0; i < 3; ++i) Compare(files[first + i], sequences[i].logits, out);
   }
   return out;
 }
@@ -257,9 +264,12 @@ TEST(CudaSmolLm2, LogitsStayWithinAThousandthOfANat) {
   Outcome whole = CompareWhole(files, runner), mixed = CompareMixed(files, runner);
   std::cout << "smollm2 whole: " << whole.comparison.Describe() << "\nmixed: " << mixed.comparison.Describe()
             << "\ngreedy " << whole.greedy_equal << " of " << whole.greedy_total << ", mixed " << mixed.greedy_equal
-            << " of " << mixed.greedy_total << "\n";
+            << " of " << mixed.greedy_total << "; the reference's gap at the first difference is at most "
+            << std::max(whole.tie_max, mixed.tie_max) << "\n";
   EXPECT_LT(whole.comparison.mean_kl(), 1e-3);
   EXPECT_LT(mixed.comparison.mean_kl(), 1e-3);
+  // Greedy texts part only where two tokens are as near as bf16 rounds logits of this size.
+  EXPECT_LT(std::max(whole.tie_max, mixed.tie_max), 0.25);
 }
 
 // The shape whose attention goes by bulk copies: the same tokens in one chunk and one at a time.

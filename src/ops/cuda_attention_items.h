@@ -3,6 +3,9 @@
 // split is a constant of the engine, never of the batch, so that a sequence's sums do not depend on its neighbours.
 // Thread: plain values.
 #pragma once
+#include <algorithm>
+#include <array>
+#include <utility>
 #include <vector>
 
 #include "base/arithmetic.h"
@@ -32,9 +35,14 @@ inline void AddContextItems(const AttentionItemShape& shape, int32_t token, int3
   }
 }
 
+// The last chunk takes a rest of up to half a split, so that one token past a border does not cost a merge.
+inline int32_t GenerationChunks(int32_t keys, int32_t split) {
+  return std::max(1, (keys - 1 + split / 2) / split);
+}
+
 inline void AddGenerationItems(const AttentionItemShape& shape, int32_t token, int32_t slot, int32_t position,
                                std::vector<AttentionItem>& out) {
-  int32_t chunks = CeilDiv(position + 1, shape.split);
+  int32_t chunks = GenerationChunks(position + 1, shape.split);
   for (int32_t chunk = 0; chunk < chunks; ++chunk) {
     for (int32_t head = 0; head < shape.kv_heads; ++head) {
       out.push_back({.token = token,
@@ -47,6 +55,34 @@ inline void AddGenerationItems(const AttentionItemShape& shape, int32_t token, i
                      .chunks = chunks});
     }
   }
+}
+
+// Blocks of 64 keys that a generation item reads.
+inline int32_t ItemBlocks(const AttentionItem& item, int32_t split) {
+  int32_t keys = item.chunk + 1 < item.chunks ? split : item.position + 1 - item.chunk * split;
+  return CeilDiv(keys, 64);
+}
+
+// Orders generation items for `workers` that take every workers-th item: longest first, every other round backwards, so
+// that each worker's sum comes out nearly equal. Lengths are few, so it is a counting sort; `scratch` keeps its memory.
+inline void BalanceItems(std::vector<AttentionItem>& items, int32_t split, int32_t workers,
+                         std::vector<AttentionItem>& scratch) {
+  constexpr size_t kBlocksMax = 64;
+  std::array<size_t, kBlocksMax + 1> begin{};
+  auto bin = [&](const AttentionItem& item) {
+    return kBlocksMax - std::min(static_cast<size_t>(ItemBlocks(item, split)), kBlocksMax);
+  };
+  for (const AttentionItem& item : items) ++begin[bin(item)];
+  size_t sum = 0;
+  for (size_t& count : begin) sum += std::exchange(count, sum);
+  scratch.resize(items.size());
+  auto width = static_cast<size_t>(workers);
+  for (const AttentionItem& item : items) {
+    size_t at = begin[bin(item)]++, round = at / width, place = at % width;
+    size_t in_round = std::min(width, items.size() - round * width);
+    scratch[round * width + (round % 2 == 0 ? place : in_round - 1 - place)] = item;
+  }
+  items.swap(scratch);
 }
 
 }  // namespace ekiben::cuda

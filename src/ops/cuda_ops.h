@@ -85,7 +85,8 @@ void CopyBlock(Queue& queue, const KvLayout& kv, int32_t source, int32_t target,
 // --- Attention ---
 
 // A part of one KV head's work, in device memory: up to 64 packed queries (token * group + head in the group, from
-// `first` on) of one sequence against keys. A generation item takes the `chunk`-th piece of `split` keys of one token.
+// `first` on) of one sequence against keys. A generation item takes the `chunk`-th piece of `split` keys of one token,
+// the last one all that is left (at most 1.5 splits).
 struct AttentionItem {
   int32_t token = 0;  // packed index of the row's first token
   int32_t slot = 0;   // whose block table
@@ -104,7 +105,7 @@ struct AttentionArguments {
   const AttentionItem* items = nullptr;
   const int32_t* item_count = nullptr;  // in device memory
   int32_t items_max = 0;                // at most so many: the grid
-  int32_t split = 0;                    // generation: keys of a chunk, a multiple of 64
+  int32_t split = 0;                    // generation: keys of a chunk, a multiple of 64, at most 1,344
   // Scratch of generation, by slot: AttentionScratch says how much. `arrived` is zero between launches.
   float* partial = nullptr;
   float* partial_ml = nullptr;

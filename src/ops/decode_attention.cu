@@ -38,6 +38,12 @@ constexpr int SharedBytes(int stages) {
   return 1024 + stages * kStageBytes + 2 * kWarps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 64;
 }
 
+// Keys of an item's chunk; its blocks are fetched by one warp, a block a lane.
+__device__ __forceinline__ int ChunkTokens(const AttentionItem& item, int split) {
+  int left = item.position + 1 - item.chunk * split;
+  return item.chunk + 1 < item.chunks ? split : left;
+}
+
 __device__ __forceinline__ void MultiplyHeads(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
   // Rows 8..15 of A are padding: the registers that would hold them are zero.
   asm volatile(
@@ -87,8 +93,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   LaunchDependents();
+  // The items were copied before the step's first kernel; block tables and queries come from kernels of the step.
+  const int items = *p.item_count;
+  const AttentionItem first_item = static_cast<int>(blockIdx.x) < items ? p.items[blockIdx.x] : AttentionItem{};
   WaitUpstream();
-  int items = *p.item_count;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int chunk_pages = p.split / kPage;
 
@@ -100,9 +108,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     int page = 0;
     auto fetch = [&](int i) {
       if (i >= items) return;
-      item = p.items[i];
+      item = i == static_cast<int>(blockIdx.x) ? first_item : p.items[i];
       int first = item.chunk * chunk_pages + lane;
-      bool mine = lane < chunk_pages && first * kPage <= item.position;
+      bool mine = lane * kPage < ChunkTokens(item, p.split);
       page = mine ? p.tables[static_cast<size_t>(item.slot) * p.table_pitch + first] : 0;
     };
     fetch(blockIdx.x);
@@ -110,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       AttentionItem now = item;
       int pages_now = page;
       fetch(i + gridDim.x);
-      int tokens = min(p.split, now.position + 1 - now.chunk * p.split);
+      int tokens = ChunkTokens(now, p.split);
       int count = (tokens + kPage - 1) / kPage;
       for (int j = 0; j < count; ++j) {
         int page_id = __shfl_sync(~0u, pages_now, j);
@@ -242,10 +250,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   int stage = 0, turn = 0;
   uint32_t parity = 0;
   // Of an item a consumer needs only where its chunk begins and ends.
-  auto tokens_of = [&](int i) {
-    return i < items ? min(p.split, p.items[i].position + 1 - p.items[i].chunk * p.split) : 0;
-  };
-  int tokens_next = tokens_of(blockIdx.x);
+  auto tokens_of = [&](int i) { return i < items ? ChunkTokens(p.items[i], p.split) : 0; };
+  int tokens_next = static_cast<int>(blockIdx.x) < items ? ChunkTokens(first_item, p.split) : 0;
   for (int i = blockIdx.x; i < items; i += gridDim.x) {
     int tokens = tokens_next;
     tokens_next = tokens_of(i + gridDim.x);

@@ -37,6 +37,15 @@ __global__ void __launch_bounds__(1024)
     AddRmsNormKernel(Bf16* y, float* residual, const Bf16* delta, const float* weight, float eps, int32_t columns) {
   __shared__ float scratch[32];
   LaunchDependents();
+  // Weights depend on nothing: they are on their way before the kernel upstream has finished.
+  float w[kVectors][8];
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    int at = 8 * (j * blockDim.x + threadIdx.x);
+    if (at >= columns) continue;
+    *reinterpret_cast<float4*>(w[j]) = *reinterpret_cast<const float4*>(weight + at);
+    *reinterpret_cast<float4*>(w[j] + 4) = *reinterpret_cast<const float4*>(weight + at + 4);
+  }
   WaitUpstream();
   size_t row = static_cast<size_t>(blockIdx.x) * columns;
   float v[kVectors][8];
@@ -67,11 +76,8 @@ __global__ void __launch_bounds__(1024)
   for (int j = 0; j < kVectors; ++j) {
     int at = 8 * (j * blockDim.x + threadIdx.x);
     if (at >= columns) continue;
-    float4 low = *reinterpret_cast<const float4*>(weight + at),
-           high = *reinterpret_cast<const float4*>(weight + at + 4);
-    const float w[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[j][i] *= factor * w[i];
+    for (int i = 0; i < 8; ++i) v[j][i] *= factor * w[j][i];
     Store8(y + row + at, v[j]);
   }
 }
@@ -117,17 +123,24 @@ constexpr int kRopeWarps = 8, kRopePairs = 4;  // 4 * 32 pairs are head_dim 256
 __global__ void RopeKernel(Bf16* qkv, const float* table, bool interleaved, int32_t query_heads, const int32_t* slots,
                            const int32_t* positions, KvLayout kv, size_t layer_offset) {
   LaunchDependents();
-  WaitUpstream();
   int token = blockIdx.x, head = blockIdx.y * kRopeWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
-  int heads = query_heads + 2 * kv.kv_heads;
-  int slot = slots[token];
-  if (head >= heads || slot < 0) return;
-  int position = positions[token];
-  int pairs = kv.head_dim / 2;
-  uint32_t* row = reinterpret_cast<uint32_t*>(qkv + (static_cast<size_t>(token) * heads + head) * kv.head_dim);
-  const float* cosine = table + static_cast<size_t>(position) * 2 * kv.head_dim;
-  const float* sine = cosine + kv.head_dim;
+  int heads = query_heads + 2 * kv.kv_heads, pairs = kv.head_dim / 2;
   bool rotates = head < query_heads + kv.kv_heads;
+  // Where the step's tokens stand was copied before its first kernel, and the table never changes: both may be read
+  // before the kernel upstream has finished. Block tables may not: that first kernel edits them.
+  int slot = slots[token], position = positions[token];
+  const float2* cosine = reinterpret_cast<const float2*>(table + static_cast<size_t>(position) * 2 * kv.head_dim);
+  float2 turn[kRopePairs][2];
+#pragma unroll
+  for (int j = 0; j < kRopePairs; ++j) {
+    int pair = j * 32 + lane;
+    if (!rotates || pair >= pairs) continue;
+    turn[j][0] = cosine[pair];
+    turn[j][1] = cosine[pairs + pair];
+  }
+  WaitUpstream();
+  if (head >= heads || slot < 0) return;
+  uint32_t* row = reinterpret_cast<uint32_t*>(qkv + (static_cast<size_t>(token) * heads + head) * kv.head_dim);
   uint32_t out[kRopePairs];
 #pragma unroll
   for (int j = 0; j < kRopePairs; ++j) {
@@ -136,16 +149,14 @@ __global__ void RopeKernel(Bf16* qkv, const float* table, bool interleaved, int3
     uint32_t mine = row[pair];
     out[j] = mine;
     if (!rotates) continue;
-    uint32_t other = mine;
-    if (!interleaved) other = row[pair < pairs / 2 ? pair + pairs / 2 : pair - pairs / 2];
     float x0 = __uint_as_float(mine << 16), x1 = __uint_as_float(mine & 0xFFFF0000u);
-    float o0 = __uint_as_float(other << 16), o1 = __uint_as_float(other & 0xFFFF0000u);
-    if (interleaved) {
-      o0 = x1;
-      o1 = x0;
+    float o0 = x1, o1 = x0;
+    if (!interleaved) {
+      uint32_t other = row[pair < pairs / 2 ? pair + pairs / 2 : pair - pairs / 2];
+      o0 = __uint_as_float(other << 16);
+      o1 = __uint_as_float(other & 0xFFFF0000u);
     }
-    int d = 2 * pair;
-    out[j] = Pack2(x0 * cosine[d] + o0 * sine[d], x1 * cosine[d + 1] + o1 * sine[d + 1]);
+    out[j] = Pack2(x0 * turn[j][0].x + o0 * turn[j][1].x, x1 * turn[j][0].y + o1 * turn[j][1].y);
   }
   __syncwarp();  // every partner has been read before a query is overwritten
   uint32_t* to = row;

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
   int begin = p.window > 0 ? max(0, first_position - p.window + 1) : 0;
   if (kGeneration) {
     begin = max(begin, item.chunk * p.split);
-    end = min(end, (item.chunk + 1) * p.split);
+    if (item.chunk + 1 < item.chunks) end = min(end, (item.chunk + 1) * p.split);
   }
   const int low = begin;  // a window's older blocks may be another sequence's by now
   begin = begin / kKeys * kKeys;

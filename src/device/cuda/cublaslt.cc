@@ -4,12 +4,15 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 
 namespace ekiben {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+constexpr int kCandidatesMax = 8;
 // By name through the loader's path first, then where the toolkit puts it.
 constexpr const char* kNames[] = {"libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13",
                                   "/usr/local/cuda/lib/libcublasLt.so.13"};
@@ -24,16 +27,16 @@ Result<void> LtStatus(cublasStatus_t status, const char* what) {
 // The entry points that are used, under their own names.
 struct CublasLt::Library {
   void* module = nullptr;
-#define EKIBEN_LT_FUNCTIONS(X)                                                                            \
-  X(cublasLtCreate)                                                                                       \
-  X(cublasLtDestroy)                                                                                      \
-  X(cublasLtGetVersion)                                                                                   \
-  X(cublasLtMatmul)                                                                                       \
-  X(cublasLtMatmulAlgoGetHeuristic)                                                                       \
-  X(cublasLtMatmulDescCreate)                                                                             \
-  X(cublasLtMatmulDescDestroy) X(cublasLtMatmulDescSetAttribute) X(cublasLtMatrixLayoutCreate)            \
-      X(cublasLtMatrixLayoutDestroy) X(cublasLtMatmulPreferenceCreate) X(cublasLtMatmulPreferenceDestroy) \
-          X(cublasLtMatmulPreferenceSetAttribute)
+#define EKIBEN_LT_FUNCTIONS(X)                                                                   \
+  X(cublasLtCreate)                                                                              \
+  X(cublasLtDestroy)                                                                             \
+  X(cublasLtGetVersion)                                                                          \
+  X(cublasLtMatmul)                                                                              \
+  X(cublasLtMatmulAlgoGetHeuristic)                                                              \
+  X(cublasLtMatmulDescCreate)                                                                    \
+  X(cublasLtMatmulDescDestroy)                                                                   \
+  X(cublasLtMatmulDescSetAttribute) X(cublasLtMatrixLayoutCreate) X(cublasLtMatrixLayoutDestroy) \
+      X(cublasLtMatmulPreferenceCreate) X(cublasLtMatmulPreferenceDestroy) X(cublasLtMatmulPreferenceSetAttribute)
 #define X(name) decltype(&::name) name = nullptr;
   EKIBEN_LT_FUNCTIONS(X)
 #undef X
@@ -81,7 +84,8 @@ struct CublasLt::Plan {
   const Library& lt;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
-  cublasLtMatmulHeuristicResult_t choice{};
+  cublasLtMatmulHeuristicResult_t candidates[kCandidatesMax];
+  size_t count = 0, choice = 0;
 };
 
 CublasLt::CublasLt() : library_(std::make_unique<Library>()) {}
@@ -123,27 +127,55 @@ Result<CublasLt::Plan*> CublasLt::Find(int32_t m, int32_t n, int32_t k, bool out
   int count = 0;
   cublasStatus_t status =
       lt.cublasLtMatmulAlgoGetHeuristic(static_cast<cublasLtHandle_t>(handle_), plan->operation, plan->w, plan->x,
-                                        plan->out, plan->out, preference, 1, &plan->choice, &count);
+                                        plan->out, plan->out, preference, kCandidatesMax, plan->candidates, &count);
   lt.cublasLtMatmulPreferenceDestroy(preference);
   RETURN_IF_ERROR(LtStatus(status, "candidates"));
-  if (count == 0)
+  for (int i = 0; i < count; ++i)
+    if (plan->candidates[i].state == CUBLAS_STATUS_SUCCESS) plan->candidates[plan->count++] = plan->candidates[i];
+  if (plan->count == 0)
     return Error(Code::kUnsupported, fmt::format("cuBLASLt has no candidate for {} x {} x {} in bf16", m, n, k));
   return plans_.emplace(Key{m, n, k, out_f32}, std::move(plan)).first->second.get();
 }
 
-Result<void> CublasLt::Prepare(int32_t m, int32_t n, int32_t k, bool out_f32) {
-  ASSIGN_OR_RETURN([[maybe_unused]] Plan * plan, Find(m, n, k, out_f32));
+Result<void> CublasLt::Run(CUstream_st* stream, const Plan& plan, size_t candidate, const void* w, const void* x,
+                           void* out) {
+  const float one = 1, zero = 0;
+  return LtStatus(
+      library_->cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), plan.operation, &one, w, plan.w, x, plan.x,
+                               &zero, out, plan.out, out, plan.out, &plan.candidates[candidate].algo, workspace_.data(),
+                               kWorkspaceBytes, stream),
+      "product");
+}
+
+Result<void> CublasLt::Tune(CudaStream& stream, int32_t m, int32_t n, int32_t k, std::span<const void* const> weights,
+                            const void* x, void* out, bool out_f32) {
+  ASSIGN_OR_RETURN(Plan * plan, Find(m, n, k, out_f32));
+  ASSIGN_OR_RETURN(CudaEvent begin, CudaEvent::Create());
+  ASSIGN_OR_RETURN(CudaEvent end, CudaEvent::Create());
+  // Rounds over the candidates rather than one after the other: clocks move while they are timed. The first round warms
+  // up.
+  Nanos best[kCandidatesMax];
+  std::fill(std::begin(best), std::end(best), Nanos::max());
+  for (int round = 0; round < 4; ++round) {
+    for (size_t i = 0; i < plan->count; ++i) {
+      RETURN_IF_ERROR(stream.Record(begin));
+      for (const void* w : weights) RETURN_IF_ERROR(Run(stream.get(), *plan, i, w, x, out));
+      RETURN_IF_ERROR(stream.Record(end));
+      RETURN_IF_ERROR(end.Wait());
+      ASSIGN_OR_RETURN(Nanos time, end.Since(begin));
+      if (round > 0) best[i] = std::min(best[i], time);
+    }
+  }
+  plan->choice = static_cast<size_t>(std::min_element(best, best + plan->count) - best);
+  // Within what a repeat moves, the first candidate stays.
+  if (static_cast<double>(best[plan->choice].count()) > 0.98 * static_cast<double>(best[0].count())) plan->choice = 0;
   return {};
 }
 
 Result<void> CublasLt::Multiply(CUstream_st* stream, int32_t m, int32_t n, int32_t k, const void* w, const void* x,
                                 void* out, bool out_f32) {
-  ASSIGN_OR_RETURN(Plan * plan, Find(m, n, k, out_f32));
-  const float one = 1, zero = 0;
-  return LtStatus(library_->cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), plan->operation, &one, w, plan->w, x,
-                                           plan->x, &zero, out, plan->out, out, plan->out, &plan->choice.algo,
-                                           workspace_.data(), kWorkspaceBytes, stream),
-                  "product");
+  ASSIGN_OR_RETURN(const Plan* plan, Find(m, n, k, out_f32));
+  return Run(stream, *plan, plan->choice, w, x, out);
 }
 
 }  // namespace ekiben

@@ -29,8 +29,8 @@ struct CudaDeviceInfo {
   int32_t driver_version = 0, runtime_version = 0;  // 13000 is 13.0
 };
 
-// Device 0, which every thread of the process then uses. Errors: no driver, no device, a compute capability that the kernels are not
-// built for.
+// Device 0, which every thread of the process then uses. Errors: no driver, no device, a compute capability that the
+// kernels are not built for.
 Result<CudaDeviceInfo> OpenCudaDevice();
 // Of the current device.
 struct CudaMemoryInfo {
