@@ -4,8 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 
 #include "model/golden_file.h"
 #include "model/logit_compare.h"
@@ -52,6 +54,13 @@ class Runner {
     EXPECT_TRUE(bound.ok()) << bound.error().message();
   }
 
+  // Planted errors.
+  int32_t rope_offset = 0;
+  void PointTableAt(int32_t slot, int32_t entry, int32_t other_entry) {
+    auto* table = tables_.as<int32_t>() + slot * pitch_;
+    EXPECT_TRUE(stream_.Copy(table + entry, table + other_entry, sizeof(int32_t)).ok());
+  }
+
   struct Sequence {
     int32_t slot = 0;
     std::vector<int32_t> token_ids;
@@ -79,7 +88,7 @@ class Runner {
       }
       for (int32_t i = 0; i < feed.tokens; ++i) {
         source.push_back(s.token_ids[static_cast<size_t>(s.done + i)]);
-        positions.push_back(s.done + i);
+        positions.push_back(s.done + i + rope_offset);
         slots.push_back(s.slot);
       }
     }
@@ -270,6 +279,146 @@ TEST(CudaSmolLm2, LogitsStayWithinAThousandthOfANat) {
   EXPECT_LT(mixed.comparison.mean_kl(), 1e-3);
   // Greedy texts part only where two tokens are as near as bf16 rounds logits of this size.
   EXPECT_LT(std::max(whole.tie_max, mixed.tie_max), 0.25);
+}
+
+// Two layers as wide as Llama-3-8B's: every kernel in the shapes that it is measured in, against the CPU in float32.
+class CudaWide : public ::testing::Test {
+ protected:
+  static constexpr int32_t kTokens = 128, kChunk = 100;  // a chunk, then one at a time
+  void SetUp() override {
+    auto device = OpenCudaDevice();
+    if (!device.ok()) GTEST_SKIP() << device.error().message();
+    config_.architecture = "llama";
+    config_.vocab_size = 1024;
+    config_.hidden_size = 4096;
+    config_.intermediate_size = 14336;
+    config_.num_hidden_layers = 2;
+    config_.num_attention_heads = 32;
+    config_.num_key_value_heads = 8;
+    config_.head_dim = 128;
+    config_.rope_theta = 500000;
+    config_.max_position_embeddings = kMaxSeqLen;
+    for (int32_t i = 0; i < kTokens; ++i) tokens_.push_back((i * 131 + 7) % config_.vocab_size);
+  }
+
+  // Normal with deviation 0.02, nearly; made once, as bf16, so that both packings hold the same values.
+  const std::vector<uint16_t>& Values(const PackRule& rule) {
+    std::vector<uint16_t>& values = values_[rule.name];
+    if (!values.empty()) return values;
+    values.resize(static_cast<size_t>(rule.rows * rule.columns));
+    for (uint16_t& v : values) {
+      random_ ^= random_ << 13;
+      random_ ^= random_ >> 7;
+      random_ ^= random_ << 17;
+      // Four uniform parts of one draw.
+      float sum = 0;
+      for (int part = 0; part < 4; ++part)
+        sum += static_cast<float>((random_ >> (16 * part)) & 0xFFFF) * 0x1p-16f - 0.5f;
+      v = F32ToBF16(sum * 0.0346f);
+    }
+    return values;
+  }
+
+  PackedModel Pack(Packing packing, bool swap_key_heads) {
+    PackedModel out;
+    auto rules = PackRules(config_);
+    EXPECT_TRUE(rules.ok());
+    for (const PackRule& rule : *rules) {
+      EngineTensor tensor{.name = rule.name, .kind = rule.kind, .rows = rule.rows, .columns = rule.columns};
+      if (rule.kind == PackRule::Kind::kLinear) {
+        std::vector<uint16_t> values = Values(rule);
+        if (swap_key_heads && rule.name == "layers.1.qkv") {
+          auto row = [&](int64_t r) { return values.begin() + r * rule.columns; };
+          std::swap_ranges(row(4096), row(4096 + 128), row(4096 + 128));
+        }
+        tensor.packing = packing;
+        Buffer& buffer = out.buffers.emplace_back(PackedBytes(packing, rule.rows, rule.columns));
+        LinearSource source{DType::kBF16, reinterpret_cast<const std::byte*>(values.data()), rule.rows};
+        auto done = PackLinear(packing, rule.columns, {&source, 1}, std::span(buffer.data(), buffer.size()));
+        EXPECT_TRUE(done.ok()) << done.error().message();
+      } else {
+        Buffer& buffer = out.buffers.emplace_back(static_cast<size_t>(rule.rows * rule.columns) * sizeof(float));
+        bool norm = rule.kind == PackRule::Kind::kVector;
+        for (int64_t i = 0; i < rule.rows * rule.columns; ++i)
+          buffer.as<float>()[i] = norm ? 1.0f : BF16ToF32(Values(rule)[static_cast<size_t>(i)]);
+      }
+      tensor.data = out.buffers.back().data();
+      tensor.bytes = out.buffers.back().size();
+      out.tensors[rule.name] = tensor;
+    }
+    return out;
+  }
+
+  std::vector<float> Reference() {
+    PackedModel packed = Pack(Packing::kF32, false);
+    auto model = Model::Load(config_, packed.tensors, kMaxSeqLen);
+    EXPECT_TRUE(model.ok());
+    ForwardRunner runner(**model, BestIsa(), 8, DType::kF32, 32, 16, kMaxSeqLen);
+    ForwardRunner::Sequence sequence{.token_ids = tokens_};
+    runner.Step({{&sequence, kTokens}});
+    return sequence.logits;
+  }
+
+  std::unique_ptr<Runner> Device(bool swap_key_heads) {
+    PackedModel packed = Pack(Packing::kBF16, swap_key_heads);
+    auto model = CudaLlama::Load(config_, packed.tensors, {kMaxSeqLen, kMaxSeqLen, kMaxSeqLen});
+    EXPECT_TRUE(model.ok()) << model.error().message();
+    return std::make_unique<Runner>(*std::move(model), 64);
+  }
+
+  // A chunk, then token by token; `plant` runs between the two.
+  template <class Plant>
+  std::vector<float> Run(Runner& runner, int32_t slot, Plant plant) {
+    Runner::Sequence s{.slot = slot, .token_ids = tokens_};
+    runner.Step({{&s, kChunk}});
+    plant();
+    while (s.done < kTokens) runner.Step({{&s, 1}});
+    runner.rope_offset = 0;
+    return s.logits;
+  }
+
+  // Of the generated tokens' logits: ||device - cpu|| / ||cpu||.
+  double RelativeError(const std::vector<float>& reference, const std::vector<float>& logits) const {
+    double difference = 0, norm = 0;
+    for (size_t i = static_cast<size_t>(kChunk * config_.vocab_size); i < reference.size(); ++i) {
+      difference += std::pow(logits[i] - reference[i], 2);
+      norm += std::pow(reference[i], 2);
+    }
+    return std::sqrt(difference / norm);
+  }
+
+  ModelConfig config_;
+  std::vector<int32_t> tokens_;
+  std::map<std::string, std::vector<uint16_t>> values_;  // by tensor
+  uint64_t random_ = 88172645463325252ull;
+};
+
+TEST_F(CudaWide, AgreesWithFloat32AndPlantedErrorsDoNot) {
+  // About twenty roundings to bf16 (2e-3 each) one after the other, some of them amplified by SwiGLU's product.
+  constexpr double kBound = 2e-2;
+  std::vector<float> reference = Reference();
+  std::unique_ptr<Runner> runner = Device(false);
+  std::vector<float> right = Run(*runner, 1, [] {});
+  LogitComparison comparison;
+  auto vocab = static_cast<size_t>(config_.vocab_size);
+  for (size_t at = 0; at < reference.size(); at += vocab)
+    comparison.Add(std::span(reference).subspan(at, vocab), std::span(right).subspan(at, vocab));
+  double error = RelativeError(reference, right);
+  std::cout << "two layers of 8B width: relative error " << error << "; " << comparison.Describe() << "\n";
+  EXPECT_LT(error, kBound);
+  EXPECT_LT(comparison.mean_kl(), 1e-3);
+  // Rotated a block too far, but stored where it belongs.
+  double rope = RelativeError(reference, Run(*runner, 2, [&] {
+                                runner->rope_offset = 64;
+                                runner->PointTableAt(2, 2, 1);
+                              }));
+  double block = RelativeError(reference, Run(*runner, 3, [&] { runner->PointTableAt(3, 1, 0); }));
+  double heads = RelativeError(reference, Run(*Device(true), 1, [] {}));
+  std::cout << "planted: rope a block off " << rope << ", a wrong block " << block << ", swapped key heads " << heads
+            << "\n";
+  EXPECT_GT(rope, 2 * kBound);
+  EXPECT_GT(block, 2 * kBound);
+  EXPECT_GT(heads, 2 * kBound);
 }
 
 // The shape whose attention goes by bulk copies: the same tokens in one chunk and one at a time.

@@ -87,37 +87,36 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
     if (splits > 1) asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
   };
   if (threadIdx.x >= kConsumers) {
-    if (threadIdx.x != kConsumers) {
-      leave();
-      return;
-    }
-    uint64_t once = EvictFirst(), keep = EvictLast();
-    int my_tiles = first_tile < tiles ? (tiles - first_tile + tile_step - 1) / tile_step : 0;
-    int total = my_tiles * k_count, ahead = min(total, p.stages);
-    auto load_w = [&](int i, int stage) {
-      int tile = first_tile + i / k_count * tile_step;
-      BarrierExpect(full + 8 * stage, Layout::kStageBytes);
-      TileLoad(ring + stage * Layout::kStageBytes, &w_map, (k_begin + i % k_count) * kStageColumns, tile * kRows,
-               full + 8 * stage, once);
-    };
-    auto load_x = [&](int i, int stage) {
-      TileLoad(ring + stage * Layout::kStageBytes + kRows * 128, &x_map, (k_begin + i % k_count) * kStageColumns, 0,
-               full + 8 * stage, keep);
-    };
-    for (int i = 0; i < ahead; ++i) load_w(i, i);
-    WaitUpstream();
-    for (int i = 0; i < ahead; ++i) load_x(i, i);
-    int stage = ahead == p.stages ? 0 : ahead;
-    uint32_t parity = 0;
-    for (int i = ahead; i < total; ++i) {
-      BarrierWait(empty + 8 * stage, parity);
-      load_w(i, stage);
-      load_x(i, stage);
-      if (++stage == p.stages) {
-        stage = 0;
-        parity ^= 1;
+    if (threadIdx.x == kConsumers) {
+      uint64_t once = EvictFirst(), keep = EvictLast();
+      int my_tiles = first_tile < tiles ? (tiles - first_tile + tile_step - 1) / tile_step : 0;
+      int total = my_tiles * k_count, ahead = min(total, p.stages);
+      auto load_w = [&](int i, int stage) {
+        int tile = first_tile + i / k_count * tile_step;
+        BarrierExpect(full + 8 * stage, Layout::kStageBytes);
+        TileLoad(ring + stage * Layout::kStageBytes, &w_map, (k_begin + i % k_count) * kStageColumns, tile * kRows,
+                 full + 8 * stage, once);
+      };
+      auto load_x = [&](int i, int stage) {
+        TileLoad(ring + stage * Layout::kStageBytes + kRows * 128, &x_map, (k_begin + i % k_count) * kStageColumns, 0,
+                 full + 8 * stage, keep);
+      };
+      for (int i = 0; i < ahead; ++i) load_w(i, i);
+      WaitUpstream();
+      for (int i = 0; i < ahead; ++i) load_x(i, i);
+      int stage = ahead == p.stages ? 0 : ahead;
+      uint32_t parity = 0;
+      for (int i = ahead; i < total; ++i) {
+        BarrierWait(empty + 8 * stage, parity);
+        load_w(i, stage);
+        load_x(i, stage);
+        if (++stage == p.stages) {
+          stage = 0;
+          parity ^= 1;
+        }
       }
     }
+    __syncwarp();  // the cluster's barrier is met by whole warps
     leave();
     return;
   }

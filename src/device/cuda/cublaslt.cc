@@ -27,16 +27,22 @@ Result<void> LtStatus(cublasStatus_t status, const char* what) {
 // The entry points that are used, under their own names.
 struct CublasLt::Library {
   void* module = nullptr;
-#define EKIBEN_LT_FUNCTIONS(X)                                                                   \
-  X(cublasLtCreate)                                                                              \
-  X(cublasLtDestroy)                                                                             \
-  X(cublasLtGetVersion)                                                                          \
-  X(cublasLtMatmul)                                                                              \
-  X(cublasLtMatmulAlgoGetHeuristic)                                                              \
-  X(cublasLtMatmulDescCreate)                                                                    \
-  X(cublasLtMatmulDescDestroy)                                                                   \
-  X(cublasLtMatmulDescSetAttribute) X(cublasLtMatrixLayoutCreate) X(cublasLtMatrixLayoutDestroy) \
-      X(cublasLtMatmulPreferenceCreate) X(cublasLtMatmulPreferenceDestroy) X(cublasLtMatmulPreferenceSetAttribute)
+// clang-format off: a list, one name a line
+#define EKIBEN_LT_FUNCTIONS(X)       \
+  X(cublasLtCreate)                  \
+  X(cublasLtDestroy)                 \
+  X(cublasLtGetVersion)              \
+  X(cublasLtMatmul)                  \
+  X(cublasLtMatmulAlgoGetHeuristic)  \
+  X(cublasLtMatmulDescCreate)        \
+  X(cublasLtMatmulDescDestroy)       \
+  X(cublasLtMatmulDescSetAttribute)  \
+  X(cublasLtMatrixLayoutCreate)      \
+  X(cublasLtMatrixLayoutDestroy)     \
+  X(cublasLtMatmulPreferenceCreate)  \
+  X(cublasLtMatmulPreferenceDestroy) \
+  X(cublasLtMatmulPreferenceSetAttribute)
+// clang-format on
 #define X(name) decltype(&::name) name = nullptr;
   EKIBEN_LT_FUNCTIONS(X)
 #undef X
