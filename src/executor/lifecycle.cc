@@ -13,9 +13,9 @@ namespace {
 constexpr int32_t kReusedEntriesMin = 4096;
 // Held-back sequences looked past in one step, beyond a batch.
 constexpr size_t kHeldBackMax = 64;
-// How often Drain looks at an injected clock.
 // Planning and queueing a step on a GPU takes 10 to 100 us, waking up from the sleep as much again.
 constexpr Nanos kLaunchLead = std::chrono::microseconds(400), kLaunchWaitMax = std::chrono::milliseconds(100);
+// How often Drain looks at an injected clock.
 constexpr auto kDrainPoll = std::chrono::milliseconds(2);
 
 Error Refused(std::string_view field, std::string message) {
