@@ -317,14 +317,15 @@ def test_disconnect_frees_the_slot(http, url, model):
 
     def wait(condition):
         end = time.time() + 5
-        while not condition() and time.time() < end:
+        while not condition():
+            assert time.time() < end
             time.sleep(0.01)
-        assert condition()
 
     body = {"model": model, "prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.Client(base_url=url, timeout=60) as leaving:
         with leaving.stream("POST", "/v1/completions", json=body) as response:
-            next(response.iter_raw())
+            chunks = response.iter_raw()  # held: an iterator that is dropped closes the connection
+            next(chunks)
             wait(lambda: running() >= 1)  # the step that gave the first token says so at its end
     wait(lambda: running() == 0)
 
