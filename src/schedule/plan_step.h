@@ -98,7 +98,7 @@ void PlanStep(std::span<const SequenceView> running, WaitingViews& waiting, cons
 // a prompt that waits alone right after a step with context lets one step of generation pass first, so that those two
 // come back two steps apart, where each finds the device free. That rest is taken only while less than half of the
 // recent steps had context: beyond, there is no room to spread into. Nothing is computed later than the next step but
-// one, and the tokens per second are the same (bench/results/cpu_ablation_context_admission_policy.json).
+// one, and the tokens per second are nearly the same (bench/results/cpu_ablation_context_admission_policy.json).
 // Thread: the executor's.
 class ContextPace {
  public:
