@@ -97,9 +97,9 @@ void PlanStep(std::span<const SequenceView> running, WaitingViews& waiting, cons
 // prompts also makes everyone who generates wait for it. So a step takes half of the waiting prompts, at least one; and
 // a prompt that waits alone right after a step with context lets one step of generation pass first, so that those two
 // come back two steps apart, where each finds the device free. That rest is taken only while less than half of the
-// recent steps had context: beyond, there is no room to spread into. Nothing is computed later than the next step but
-// one, and the tokens per second are nearly the same (bench/results/cpu_ablation_context_admission_policy.json).
-// Thread: the executor's.
+// recent steps had context: beyond, there is no room to spread into (so beside a long prompt's chunks it lasts a few
+// steps at most). Measured, with its price in tokens per second:
+// bench/results/cpu_ablation_context_admission_policy.json. Thread: the executor's.
 class ContextPace {
  public:
   // For StepLimits::long_starts_max. 0 holds only while something generates.

@@ -51,6 +51,7 @@ Result<CudaMemoryInfo> CudaMemory() {
   return out;
 }
 
+template <>
 Result<DeviceBuffer> DeviceBuffer::Create(size_t bytes) {
   DeviceBuffer out;
   if (bytes == 0) return out;
@@ -71,10 +72,12 @@ Result<DeviceBuffer> DeviceBuffer::Create(size_t bytes) {
   return out;
 }
 
-DeviceBuffer::~DeviceBuffer() {
+template <>
+DeviceBuffer::~CudaBuffer() {
   if (data_ != nullptr) (void)cudaFree(data_);
 }
 
+template <>
 Result<PinnedBuffer> PinnedBuffer::Create(size_t bytes) {
   PinnedBuffer out;
   if (bytes == 0) return out;
@@ -85,7 +88,8 @@ Result<PinnedBuffer> PinnedBuffer::Create(size_t bytes) {
   return out;
 }
 
-PinnedBuffer::~PinnedBuffer() {
+template <>
+PinnedBuffer::~CudaBuffer() {
   if (data_ != nullptr) (void)cudaFreeHost(data_);
 }
 

@@ -41,19 +41,22 @@ Result<CudaMemoryInfo> CudaMemory();
 // cudaError_t as an Error; 0 is success. `what` names the call or the step.
 Result<void> CudaStatus(int error, const char* what);
 
-class DeviceBuffer {
+enum class CudaMemoryKind : uint8_t { kDevice, kPinned };
+
+template <CudaMemoryKind kKind>
+class CudaBuffer {
  public:
-  DeviceBuffer() = default;
-  // Errors: not enough memory, with the bytes asked for and those free. Not cleared.
-  static Result<DeviceBuffer> Create(size_t bytes);
-  DeviceBuffer(DeviceBuffer&& other) noexcept
+  CudaBuffer() = default;
+  // Errors: not enough memory; of the device, with the bytes asked for and those free. Not cleared.
+  static Result<CudaBuffer> Create(size_t bytes);
+  CudaBuffer(CudaBuffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+  CudaBuffer& operator=(CudaBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     return *this;
   }
-  ~DeviceBuffer();
+  ~CudaBuffer();
   std::byte* data() const { return data_; }
   size_t size() const { return bytes_; }
   template <class T>
@@ -66,30 +69,18 @@ class DeviceBuffer {
   size_t bytes_ = 0;
 };
 
+using DeviceBuffer = CudaBuffer<CudaMemoryKind::kDevice>;
 // Host memory that the device reads and writes directly.
-class PinnedBuffer {
- public:
-  PinnedBuffer() = default;
-  static Result<PinnedBuffer> Create(size_t bytes);
-  PinnedBuffer(PinnedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~PinnedBuffer();
-  std::byte* data() const { return data_; }
-  size_t size() const { return bytes_; }
-  template <class T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_);
-  }
+using PinnedBuffer = CudaBuffer<CudaMemoryKind::kPinned>;
 
- private:
-  std::byte* data_ = nullptr;
-  size_t bytes_ = 0;
-};
+template <>
+Result<DeviceBuffer> DeviceBuffer::Create(size_t bytes);
+template <>
+DeviceBuffer::~CudaBuffer();
+template <>
+Result<PinnedBuffer> PinnedBuffer::Create(size_t bytes);
+template <>
+PinnedBuffer::~CudaBuffer();
 
 class CudaEvent {
  public:
