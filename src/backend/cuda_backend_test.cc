@@ -102,7 +102,7 @@ class Driver {
         if (context) {
           plan_.AddContextRow(
               {100 + i}, slot, s.fed,
-              std::span(s.request.prompt).subspan(static_cast<size_t>(s.fed), static_cast<size_t>(count)), 0, output);
+              std::span(s.request.prompt).subspan(static_cast<size_t>(s.fed), static_cast<size_t>(count)), output);
         } else {
           plan_.AddGenerationRow({100 + i}, slot, s.fed, output);
         }

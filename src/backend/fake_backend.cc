@@ -281,7 +281,6 @@ void FakeBackend::RunRow(const StepPlan& plan, const PlanRow& row, RowResult& re
   result = {.sequence = row.sequence, .slot = row.slot};
   if (slot.sequence != row.sequence) return;
   bool context = row.token_offset >= 0;
-  if (context) slot.drawn = row.draw_position;
   const Request& request = *slot.request;
   int32_t end = row.position + row.token_count;
   int32_t alternatives = std::max(request.sampling.logprobs, 0);

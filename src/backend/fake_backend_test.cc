@@ -36,7 +36,7 @@ class FakeBackendTest : public testing::Test {
     plan_.Clear();
     plan_.AddTableEdit(kSlot, 0, {6});
     plan_.AddTableEdit(kSlot, 1, {1});
-    plan_.AddContextRow(kSequence, kSlot, 0, request_.prompt, 0, OutputKind::kSample);
+    plan_.AddContextRow(kSequence, kSlot, 0, request_.prompt, OutputKind::kSample);
   }
   StepResult Run() {
     Result<Ticket> ticket = backend_->Launch(plan_);
@@ -96,7 +96,7 @@ TEST_F(FakeBackendTest, CopiesComeBeforeTheRows) {
   plan_.AddTableEdit({0}, 0, {6});
   plan_.AddTableEdit({0}, 1, {2});
   plan_.AddCopy({1}, {2}, 1);
-  plan_.AddContextRow({10}, {0}, 5, std::span(request_.prompt).subspan(5), 0, OutputKind::kSample);
+  plan_.AddContextRow({10}, {0}, 5, std::span(request_.prompt).subspan(5), OutputKind::kSample);
   EXPECT_EQ(Run().rows[0].tokens[0], FakeNextToken(options_, request_, 0, 0, request_.prompt));
 }
 
@@ -132,7 +132,7 @@ TEST_F(FakeBackendTest, BlockTakenWhileAStepInFlightNamesItIsAViolation) {
   plan_.Clear();
   plan_.AddTableEdit({0}, 0, {1});
   std::array<TokenId, 2> chunk = {1, 2};
-  plan_.AddContextRow({10}, {0}, 0, chunk, 0, OutputKind::kNone);
+  plan_.AddContextRow({10}, {0}, 0, chunk, OutputKind::kNone);
   EXPECT_NE(Refusal().find("after every ticket"), std::string::npos);
 }
 
@@ -150,7 +150,7 @@ TEST_F(FakeBackendTest, RefusesUnsetEntriesStrangersAndTooManyTokens) {
   PlanContext();
   plan_.Clear();
   plan_.AddTableEdit(kSlot, 0, {6});
-  plan_.AddContextRow(kSequence, kSlot, 0, request_.prompt, 0, OutputKind::kSample);
+  plan_.AddContextRow(kSequence, kSlot, 0, request_.prompt, OutputKind::kSample);
   EXPECT_NE(Refusal().find("table entries set"), std::string::npos);
   plan_.Clear();
   plan_.AddGenerationRow({77}, kSlot, 6, OutputKind::kSample);

@@ -57,7 +57,7 @@ class WarmUpSteps {
       const Request& request = Requests()[static_cast<size_t>(slot) % Requests().size()];
       backend_.BindSlot({.slot = {slot}, .sequence = SequenceOf(slot), .request = &request});
       for (int32_t i = 0; i < blocks_each; ++i) plan_.AddTableEdit({slot}, i, {slot * blocks_each + i});
-      plan_.AddContextRow(SequenceOf(slot), {slot}, 0, prompt, 0, OutputKind::kSample);
+      plan_.AddContextRow(SequenceOf(slot), {slot}, 0, prompt, OutputKind::kSample);
     }
     return Run();
   }

@@ -299,8 +299,7 @@ void ExecutorLoop::AddContextRow(Sequence& sequence, int32_t token_count) {
   AppendBlocks(sequence, end);
   std::span<const TokenId> tokens = sequence.tokens;
   plan_.AddContextRow(sequence.id, sequence.slot, position,
-                      tokens.subspan(static_cast<size_t>(position), static_cast<size_t>(token_count)),
-                      sequence.generated(), output);
+                      tokens.subspan(static_cast<size_t>(position), static_cast<size_t>(token_count)), output);
   Flight& flight = NextFlight();
   flight.rows.push_back({sequence.slot, sequence.id, position, token_count, samples});
   sequence.cached = end;

@@ -166,7 +166,7 @@ class StepBench {
           AddEdits(i, at, count);
           plan_.AddContextRow({static_cast<uint64_t>(i)}, {i}, at,
                               std::span(request_.prompt).subspan(static_cast<size_t>(at), static_cast<size_t>(count)),
-                              0, at + count == context_ ? OutputKind::kSample : OutputKind::kNone);
+                              at + count == context_ ? OutputKind::kSample : OutputKind::kNone);
         }
         (void)Must(backend_.Finish(Must(backend_.Launch(plan_))));
       }

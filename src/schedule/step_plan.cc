@@ -46,12 +46,12 @@ bool StepPlan::HasRoom(int32_t rows, int32_t tokens) const {
 }
 
 void StepPlan::AddContextRow(SequenceId sequence, SlotId slot, int32_t position, std::span<const TokenId> tokens,
-                             int32_t draw_position, OutputKind output) {
+                             OutputKind output) {
   auto count = static_cast<int32_t>(tokens.size());
   CHECK_GT(count, 0);
   CHECK(HasRoom(1, count), "rows {} tokens {}", header_->row_count, header_->token_count);
   CHECK_EQ(header_->context_row_count, header_->row_count);
-  rows_[header_->row_count++] = {sequence, slot, position, count, header_->context_token_count, draw_position, output};
+  rows_[header_->row_count++] = {sequence, slot, position, count, header_->context_token_count, output};
   std::copy(tokens.begin(), tokens.end(), tokens_ + header_->context_token_count);
   header_->context_token_count += count;
   header_->token_count += count;
@@ -60,7 +60,7 @@ void StepPlan::AddContextRow(SequenceId sequence, SlotId slot, int32_t position,
 
 void StepPlan::AddGenerationRow(SequenceId sequence, SlotId slot, int32_t position, OutputKind output) {
   CHECK(HasRoom(1, 1), "rows {} tokens {}", header_->row_count, header_->token_count);
-  rows_[header_->row_count++] = {sequence, slot, position, 1, -1, 0, output};
+  rows_[header_->row_count++] = {sequence, slot, position, 1, -1, output};
   ++header_->token_count;
 }
 

@@ -30,7 +30,6 @@ struct PlanRow {
   int32_t position = 0;       // of the row's first token = tokens of this sequence already in the cache
   int32_t token_count = 1;    // 1 for generation
   int32_t token_offset = -1;  // into StepPlan::tokens(); -1: the slot's last sampled token, on the device
-  int32_t draw_position = 0;  // context rows: tokens generated so far, i.e. the position of the RNG draw
   OutputKind output = OutputKind::kNone;
 };
 
@@ -75,7 +74,7 @@ class StepPlan {
   // REQUIRES of all: room is left (HasRoom), context rows before generation rows.
   bool HasRoom(int32_t rows, int32_t tokens) const;
   void AddContextRow(SequenceId sequence, SlotId slot, int32_t position, std::span<const TokenId> tokens,
-                     int32_t draw_position, OutputKind output);
+                     OutputKind output);
   void AddGenerationRow(SequenceId sequence, SlotId slot, int32_t position, OutputKind output);
   void AddTableEdit(SlotId slot, int32_t index, BlockId block);
   void AddCopy(BlockId source, BlockId target, int32_t token_count);

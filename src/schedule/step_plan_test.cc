@@ -11,7 +11,7 @@ namespace {
 TEST(StepPlan, CountsContextAndGenerationTokens) {
   StepPlan plan({.rows = 4, .tokens = 8, .table_edits = 4, .copies = 2});
   std::array<TokenId, 3> chunk = {5, 6, 7};
-  plan.AddContextRow({1}, {0}, 0, chunk, 0, OutputKind::kSample);
+  plan.AddContextRow({1}, {0}, 0, chunk, OutputKind::kSample);
   plan.AddGenerationRow({2}, {1}, 10, OutputKind::kSample);
   EXPECT_EQ(plan.token_count(), 4);
   EXPECT_EQ(plan.context_row_count(), 1);
@@ -37,7 +37,7 @@ TEST(StepPlanDeathTest, ContextAfterGenerationIsABug) {
   StepPlan plan({.rows = 2, .tokens = 4});
   plan.AddGenerationRow({1}, {0}, 3, OutputKind::kSample);
   std::array<TokenId, 1> chunk = {5};
-  EXPECT_DEATH(plan.AddContextRow({2}, {1}, 0, chunk, 0, OutputKind::kNone), "CHECK failed");
+  EXPECT_DEATH(plan.AddContextRow({2}, {1}, 0, chunk, OutputKind::kNone), "CHECK failed");
 }
 
 }  // namespace
