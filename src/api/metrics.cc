@@ -135,6 +135,7 @@ std::vector<MetricFamily> Metrics::State::Readings() const {
   };
   ExecutorStats e = service.executor().stats();
   gauge("ekiben_requests_waiting", "vllm:num_requests_waiting", "Requests in the executor's queue.", e.waiting);
+  gauge("ekiben_prompt_tokens_waiting", nullptr, "Tokens of their prompts.", static_cast<double>(e.waiting_tokens));
   gauge("ekiben_requests_running", "vllm:num_requests_running", "Sequences that hold a slot.", e.running);
   gauge("ekiben_requests_paused", nullptr, "Sequences that gave their blocks back and wait to be computed again.",
         e.paused);

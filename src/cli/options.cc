@@ -113,6 +113,8 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
                      "Attend to that many last tokens only; 0: max_seq_len")
           ->check(CLI::NonNegativeNumber));
   add(app.add_option("--max_queue_size", e.max_queue_size, "Waiting requests; one more is answered 429"));
+  add(app.add_option("--max_queue_tokens", e.max_queue_tokens,
+                     "Tokens of the waiting prompts together; more are answered 429"));
   add(app.add_option("--max_queue_delay_microseconds", e.max_queue_delay_microseconds,
                      "An idle executor waits that long for company before its first step"));
   add(app.add_option("--kv_cache_free_gpu_mem_fraction", o.kv_cache_free_mem_fraction,

@@ -206,7 +206,7 @@ void ExecutorLoop::PauseSequences() {
 void ExecutorLoop::StartSequence(Sequence& sequence) {
   RequestState& state = *sequence.owner;
   waiting_.Remove(&sequence);
-  if (!std::exchange(state.started, true)) waiting_requests_.fetch_sub(1, std::memory_order_relaxed);
+  if (!std::exchange(state.started, true)) LeaveQueue(*state.request);
   if (std::exchange(sequence.paused, false)) --paused_;
   sequence.slot = free_slots_.back();
   free_slots_.pop_back();

@@ -50,22 +50,44 @@ Result<void> ExecutorLoop::Validate(const Request& request) const {
   return ekiben::Validate(request.sampling, info.vocab_size);
 }
 
+// Counts a request in, or says which bound of the queue refuses it.
+Result<void> ExecutorLoop::EnterQueue(const Request& request) {
+  auto tokens = static_cast<int64_t>(request.prompt.size());
+  int32_t requests_before = waiting_requests_.fetch_add(1, std::memory_order_relaxed);
+  int64_t tokens_before = waiting_tokens_.fetch_add(tokens, std::memory_order_relaxed);
+  if (requests_before >= config_.max_queue_size) {
+    LeaveQueue(request);
+    return Error(Code::kOverloaded, fmt::format("{} requests are waiting, max_queue_size is {}: try again later",
+                                                config_.max_queue_size, config_.max_queue_size));
+  }
+  // A prompt that meets no other is taken whatever its length: Validate has bounded it.
+  if (tokens_before > 0 && tokens_before + tokens > config_.max_queue_tokens) {
+    LeaveQueue(request);
+    return Error(Code::kOverloaded,
+                 fmt::format("prompt of {} tokens: prompts of {} tokens are waiting, max_queue_tokens "
+                             "is {}: try again later",
+                             tokens, tokens_before, config_.max_queue_tokens));
+  }
+  return {};
+}
+
+void ExecutorLoop::LeaveQueue(const Request& request) {
+  waiting_requests_.fetch_sub(1, std::memory_order_relaxed);
+  waiting_tokens_.fetch_sub(static_cast<int64_t>(request.prompt.size()), std::memory_order_relaxed);
+}
+
 Result<void> ExecutorLoop::Submit(std::shared_ptr<const Request> request, TokenSink* sink) {
   CHECK(request != nullptr && sink != nullptr);
   if (!healthy()) return Error(Code::kUnavailable, fmt::format("the device has failed: {}", fault()));
   RETURN_IF_ERROR(Validate(*request));
-  if (waiting_requests_.fetch_add(1, std::memory_order_relaxed) >= config_.max_queue_size) {
-    waiting_requests_.fetch_sub(1, std::memory_order_relaxed);
-    return Error(Code::kOverloaded, fmt::format("{} requests are waiting, max_queue_size is {}: try again later",
-                                                config_.max_queue_size, config_.max_queue_size));
-  }
+  RETURN_IF_ERROR(EnterQueue(*request));
   auto n = static_cast<uint64_t>(request->n);
   SequenceId first{next_sequence_.fetch_add(n, std::memory_order_relaxed)};
   std::unique_ptr<RequestState> state = MakeRequestState(std::move(request), sink, limits_, first);
   {
     std::lock_guard lock(registry_mutex_);
     if (!accepting_) {
-      waiting_requests_.fetch_sub(1, std::memory_order_relaxed);
+      LeaveQueue(*state->request);
       return Error(Code::kUnavailable, "the server is shutting down and takes no new requests");
     }
     state->arrival_order = next_arrival_++;

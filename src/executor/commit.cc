@@ -131,7 +131,7 @@ void ExecutorLoop::End(Sequence& sequence) {
 }
 
 void ExecutorLoop::EndRequest(RequestState& state) {
-  if (!state.started) waiting_requests_.fetch_sub(1, std::memory_order_relaxed);
+  if (!state.started) LeaveQueue(*state.request);
   counters_.requests_finished.fetch_add(1, std::memory_order_relaxed);
   live_.Remove(&state);
   ended_.PushBack(&state);

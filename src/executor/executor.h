@@ -30,8 +30,11 @@ struct ExecutorConfig {
   ContextAdmissionPolicy context_admission_policy = ContextAdmissionPolicy::kPaced;
   bool enable_chunked_context = true;
   bool enable_kv_cache_reuse = true;
-  int32_t max_attention_window_size = 0;     // 0: max_seq_len; blocks wholly outside the window are given back
-  int32_t max_queue_size = 1024;             // waiting requests; one more is refused with kOverloaded
+  int32_t max_attention_window_size = 0;  // 0: max_seq_len; blocks wholly outside the window are given back
+  int32_t max_queue_size = 1024;          // waiting requests; one more is refused with kOverloaded
+  // Their prompts' tokens together, one prompt of any length excepted; 32 MiB of them. More is refused with
+  // kOverloaded.
+  int64_t max_queue_tokens = 8'388'608;
   int64_t max_queue_delay_microseconds = 0;  // an idle executor waits this long for company before the first step
 };
 
@@ -40,6 +43,7 @@ struct ExecutorStats {
   uint64_t steps = 0, context_tokens = 0, generation_tokens = 0, requests_finished = 0, preemptions = 0;
   uint64_t prefix_tokens_queried = 0, prefix_tokens_reused = 0;
   int32_t waiting = 0, running = 0, paused = 0;
+  int64_t waiting_tokens = 0;  // of the prompts of `waiting`
   int32_t last_step_context_tokens = 0, last_step_generation_rows = 0;
   int32_t blocks_total = 0, blocks_used = 0, blocks_cached = 0;  // used: leased; cached: reusable, evictable
   Nanos last_step_device_time{}, last_step_host_time{};

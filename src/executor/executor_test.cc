@@ -464,6 +464,32 @@ TEST(Executor, QueueIsBounded) {
   h.Run();
 }
 
+TEST(Executor, WaitingPromptTokensAreBounded) {
+  Harness h({}, {.max_batch_size = 1, .max_queue_tokens = 25});
+  auto submit = [&](uint64_t id, int32_t tokens) {
+    return h.executor->Submit(MakeRequest(id, Tokens(tokens), 5), &h.sink);
+  };
+  ASSERT_TRUE(submit(1, 40).ok());  // alone, a prompt over the bound waits
+  Result<void> full = submit(2, 1);
+  ASSERT_FALSE(full.ok());
+  EXPECT_EQ(full.error().code(), Code::kOverloaded);
+  for (const char* part : {"prompt of 1 tokens", "prompts of 40 tokens", "max_queue_tokens is 25"})
+    EXPECT_NE(full.error().message().find(part), std::string::npos) << full.error().message();
+  EXPECT_EQ(h.executor->stats().waiting_tokens, 40);
+  EXPECT_EQ(h.executor->stats().waiting, 1);
+  h.executor->Step();  // it started
+  EXPECT_EQ(h.executor->stats().waiting_tokens, 0);
+  ASSERT_TRUE(submit(3, 15).ok());
+  ASSERT_TRUE(submit(4, 10).ok());
+  EXPECT_FALSE(submit(5, 1).ok());
+  h.executor->Cancel({3});
+  h.executor->Step();
+  EXPECT_EQ(h.executor->stats().waiting_tokens, 10);
+  EXPECT_TRUE(submit(6, 15).ok());
+  h.Run();
+  EXPECT_EQ(h.executor->stats().waiting_tokens, 0);
+}
+
 TEST(Executor, IdleExecutorWaitsForCompany) {
   Harness h({}, {.max_queue_delay_microseconds = 500});
   ASSERT_TRUE(h.executor->Submit(MakeRequest(1, Tokens(10), 5), &h.sink).ok());

@@ -53,6 +53,9 @@ Result<std::unique_ptr<Executor>> Executor::Create(Backend& backend, const Execu
   if (clamped.max_queue_size < 1) {
     return Refused("max_queue_size", fmt::format("max_queue_size {} must be at least 1", config.max_queue_size));
   }
+  if (clamped.max_queue_tokens < 1) {
+    return Refused("max_queue_tokens", fmt::format("max_queue_tokens {} must be at least 1", config.max_queue_tokens));
+  }
   if (clamped.max_attention_window_size < 0) {
     return Refused("max_attention_window_size", fmt::format("max_attention_window_size {} is negative; 0 means all",
                                                             config.max_attention_window_size));
@@ -207,6 +210,7 @@ ExecutorStats ExecutorLoop::stats() const {
           .waiting = get(waiting_requests_),
           .running = get(c.running),
           .paused = get(c.paused),
+          .waiting_tokens = get(waiting_tokens_),
           .last_step_context_tokens = get(c.last_step_context_tokens),
           .last_step_generation_rows = get(c.last_step_generation_rows),
           .blocks_total = cache_.total(),

@@ -75,6 +75,8 @@ class ExecutorLoop final : public Executor, private WaitingViews {
 
   // --- any thread (arrivals.cc, lifecycle.cc)
   Result<void> Validate(const Request& request) const;
+  Result<void> EnterQueue(const Request& request);
+  void LeaveQueue(const Request& request);
   void Wake();
   bool AllEnded() const;
   void WaitUntilEnded(Nanos deadline);
@@ -145,6 +147,7 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   uint64_t next_arrival_ = 0;
   std::atomic<uint64_t> next_sequence_{1};
   std::atomic<int32_t> waiting_requests_{0};
+  std::atomic<int64_t> waiting_tokens_{0};
   std::atomic<bool> asked_{false};  // some Cancel or Stop was set
   std::atomic<bool> draining_{false}, cancel_all_{false}, stopping_{false}, healthy_{true};
   BoundedQueue<std::unique_ptr<RequestState>> arrivals_;

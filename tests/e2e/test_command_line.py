@@ -119,6 +119,7 @@ class CommandLine(unittest.TestCase):
         (["--max_tokens_in_paged_kv_cache", 100], ["max_tokens_in_paged_kv_cache", "1024", "--max_seq_len"]),
         (["--max_attention_window_size", -5], ["--max_attention_window_size", "-5"]),
         (["--max_queue_size", 0], ["max_queue_size", "0"]),
+        (["--max_queue_tokens", 0], ["max_queue_tokens", "0"]),
         (["--preprocessing_instance_count", 0], ["preprocessing_instance_count", "0", "64"]),
         (["--traffic.timeout", -1], ["--traffic.timeout", "-1"]),
         (["--traffic.max_concurrency", -1], ["--traffic.max_concurrency", "-1"]),

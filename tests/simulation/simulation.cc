@@ -82,6 +82,7 @@ World MakeWorld(Random& random, FakeClock& clock) {
   c.enable_kv_cache_reuse = !random.Chance(25);
   if (random.Chance(25)) c.max_attention_window_size = random.Between(3, b.max_seq_len);
   c.max_queue_size = random.Chance(30) ? random.Between(1, 10) : 1024;
+  if (random.Chance(10)) c.max_queue_tokens = random.Between(20, 400);
   if (random.Chance(15)) c.max_queue_delay_microseconds = random.Between(1, 2000);
   if (random.Chance(40)) c.context_admission_policy = ContextAdmissionPolicy::kGreedy;
   b.tokens_limit = c.max_num_tokens;
@@ -95,7 +96,7 @@ std::string Describe(const World& world) {
   const FakeBackendOptions& b = world.backend;
   const ExecutorConfig& c = world.config;
   return fmt::format(
-      "tickets {} blocks {}x{} max_seq_len {} max_batch_size {} max_num_tokens {} {} {} {}{}{}{} window {} queue {} "
+      "tickets {} blocks {}x{} max_seq_len {} max_batch_size {} max_num_tokens {} {} {} {}{}{}{} window {} queue {}/{} "
       "delay {}us faults {}/{} nan 1/{}",
       b.tickets_max, b.blocks, b.tokens_per_block, b.max_seq_len, c.max_batch_size, c.max_num_tokens,
       c.batch_scheduler_policy == CapacityPolicy::kMaxUtilization ? "max_utilization" : "guaranteed_no_evict",
@@ -103,7 +104,8 @@ std::string Describe(const World& world) {
       c.context_chunking_policy == ChunkingPolicy::kEqualProgress ? "equal_progress" : "first_come",
       c.context_admission_policy == ContextAdmissionPolicy::kGreedy ? " greedy" : "",
       c.enable_chunked_context ? "" : " unchunked", c.enable_kv_cache_reuse ? " reuse" : "", world.window(),
-      c.max_queue_size, c.max_queue_delay_microseconds, b.launch_fails_at, b.finish_fails_at, world.nan_one_in);
+      c.max_queue_size, c.max_queue_tokens, c.max_queue_delay_microseconds, b.launch_fails_at, b.finish_fails_at,
+      world.nan_one_in);
 }
 
 // What the crowd will do with one request.
@@ -308,7 +310,10 @@ void Run::Arrive(Visit& arriving) {
   if (result.ok()) return;
   arriving.submitted = false;
   ++result_.refused;
-  bool full = executor_->stats().waiting >= world_.config.max_queue_size;
+  ExecutorStats stats = executor_->stats();
+  auto tokens = static_cast<int64_t>(arriving.request->prompt.size());
+  bool full = stats.waiting >= world_.config.max_queue_size ||
+              (stats.waiting > 0 && stats.waiting_tokens + tokens > world_.config.max_queue_tokens);
   bool allowed = (result.error().code() == Code::kOverloaded && full) ||
                  (result.error().code() == Code::kUnavailable && !executor_->healthy());
   if (!allowed) Violation(fmt::format("a request is refused for a reason: {}", result.error().message()));
@@ -346,6 +351,10 @@ void Run::CheckStep() {
   if (!audit.ok()) return Violation(audit.error().message());
   ExecutorStats stats = executor_->stats();
   if (stats.waiting > world_.config.max_queue_size) Violation("the queue is bounded");
+  if (stats.waiting > 1 && stats.waiting_tokens > world_.config.max_queue_tokens) {
+    Violation("the waiting prompts' tokens are bounded");
+  }
+  if (stats.waiting == 0 && stats.waiting_tokens != 0) Violation("no prompt waits, no token does");
   if (stats.running > world_.config.max_batch_size) Violation("batch budget never exceeded");
   Trace(static_cast<uint64_t>(stats.blocks_used) << 32 | static_cast<uint64_t>(stats.blocks_cached));
 }
