@@ -57,8 +57,10 @@ TEST(LogitScan, EveryInstructionSetGivesTheSameBits) {
 }
 
 TEST(LogitScan, ExpIsAccurate) {
-  for (float x = -86.5f; x <= 0.0f; x += 0.0137f)
+  for (int i = 0; i <= 6313; ++i) {
+    float x = -86.5f + 0.0137f * static_cast<float>(i);
     EXPECT_NEAR(ExpNonPositive(x) / std::exp(static_cast<double>(x)), 1.0, 3e-7);
+  }
   EXPECT_EQ(ExpNonPositive(-100.0f), 0.0f);
   EXPECT_EQ(ExpNonPositive(-std::numeric_limits<float>::infinity()), 0.0f);
 }

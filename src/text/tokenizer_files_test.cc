@@ -1,8 +1,8 @@
 #include "text/tokenizer_files.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -17,13 +17,15 @@ namespace fs = std::filesystem;
 using Ids = std::vector<int32_t>;
 
 class TokenizerFiles : public testing::Test {
+ public:
+  ~TokenizerFiles() override { fs::remove_all(folder_); }
+
  protected:
   TokenizerFiles() {
     std::string name = (fs::temp_directory_path() / "tokenizer_files_XXXXXX").string();
     CHECK(mkdtemp(name.data()) != nullptr);
     folder_ = name;
   }
-  ~TokenizerFiles() override { fs::remove_all(folder_); }
   fs::path Write(const std::string& name, std::string_view text) {
     std::ofstream(folder_ / name, std::ios::binary) << text;
     return folder_ / name;
@@ -123,7 +125,7 @@ TEST(TokenizerJson, WhatWeWouldEncodeDifferentlyIsRefusedByName) {
 }
 
 TEST(TokenizerJson, HostileFilesAreErrors) {
-  for (std::string json :
+  for (const std::string& json :
        {std::string("{"), std::string("[]"), std::string("{}"), std::string(R"({"model": {}})"),
         std::string(R"({"model": {"vocab": {"a": -1}, "merges": []}})"),
         std::string(R"({"model": {"vocab": {"a": 4000000}, "merges": []}})"),

@@ -20,6 +20,9 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 class CheckpointTest : public ::testing::Test {
+ public:
+  ~CheckpointTest() override { fs::remove_all(folder_); }
+
  protected:
   CheckpointTest() {
     folder_ = fs::temp_directory_path() / fmt::format("ekiben_checkpoint_{}_{}", ::getpid(),
@@ -27,7 +30,6 @@ class CheckpointTest : public ::testing::Test {
     fs::remove_all(folder_);
     fs::create_directories(folder_);
   }
-  ~CheckpointTest() override { fs::remove_all(folder_); }
 
   fs::path Write(std::string_view name, std::string_view content) const {
     std::ofstream(folder_ / name, std::ios::binary) << content;
@@ -42,7 +44,8 @@ class CheckpointTest : public ::testing::Test {
     for (const std::string& tensor : tensors) {
       size_t begin = data.size();
       for (int i = 0; i < 6; ++i) {
-        float value = first + static_cast<float>(data.size() / 4);
+        size_t number = data.size() / sizeof(float);
+        float value = first + static_cast<float>(number);
         data.append(reinterpret_cast<const char*>(&value), 4);
       }
       header += fmt::format(R"({}"{}":{{"dtype":"F32","shape":[2,3],"data_offsets":[{},{}]}})",

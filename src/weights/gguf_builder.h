@@ -136,10 +136,8 @@ inline GgufBuilder TinyGguf(const std::string& architecture = "llama") {
   b.F32(architecture + ".rope.freq_base", 50000.0f);
   b.Text("tokenizer.ggml.model", "gpt2");
   b.Text("tokenizer.ggml.pre", "qwen2");
-  b.Texts("tokenizer.ggml.tokens", {"<|endoftext|>", "<|im_end|>", "a", "b", "\xc4\xa0", "ab",
-                                    "\xc4\xa0"
-                                    "ab",
-                                    "<tool>", "[PAD8]", "\xc4\x8a", "c", "[unused]"});
+  b.Texts("tokenizer.ggml.tokens", {"<|endoftext|>", "<|im_end|>", "a", "b", "\xc4\xa0", "ab", "\u0120ab", "<tool>",
+                                    "[PAD8]", "\xc4\x8a", "c", "[unused]"});
   b.Numbers<int32_t>("tokenizer.ggml.token_type", GgufKind::kI32, {3, 3, 1, 1, 1, 1, 1, 4, 4, 1, 1, 5});
   b.Texts("tokenizer.ggml.merges", {"a b", "\xc4\xa0 ab"});
   b.U32("tokenizer.ggml.bos_token_id", 0);

@@ -8,7 +8,6 @@
 
 namespace {
 
-using ekiben::Result;
 namespace json = boost::json;
 
 json::object Failure(const ekiben::Error& error) {
