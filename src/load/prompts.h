@@ -66,7 +66,4 @@ class PromptSource {
   std::string description_;
 };
 
-// About 500 common English words: one token each, with a space before it, in most vocabularies.
-const std::vector<std::string_view>& PromptWords();
-
 }  // namespace ekiben::load

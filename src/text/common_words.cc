@@ -1,8 +1,8 @@
-#include "load/prompts.h"
+#include "text/common_words.h"
 
-namespace ekiben::load {
+namespace ekiben::text {
 
-const std::vector<std::string_view>& PromptWords() {
+const std::vector<std::string_view>& CommonWords() {
   static const std::vector<std::string_view> words = {
       "able",     "about",    "above",    "across",   "act",      "action",    "active",   "add",      "after",
       "again",    "against",  "age",      "ago",      "air",      "all",       "allow",    "almost",   "alone",
@@ -92,4 +92,4 @@ const std::vector<std::string_view>& PromptWords() {
   return words;
 }
 
-}  // namespace ekiben::load
+}  // namespace ekiben::text
