@@ -32,6 +32,20 @@ def mixed_prompts(path, seed):
             f.write(json.dumps({"prompt": text, "max_tokens": rng.choice([8, 16, 32, 64, 128, 256])}) + "\n")
 
 
+def questions(path, seed):
+    """Conversations that announce 1,024 tokens and that the model ends by itself, mostly within 16 to 100."""
+    subjects = ("a river,the moon,bread,a bicycle,the heart,a library,rain,a volcano,honey,a computer,the violin,glass,"
+                "a bridge,cheese,the eye,an island,snow,a clock,the desert,a garden,salt,a mirror,coffee,a train,"
+                "the wind,a candle,paper,a horse,the sun,a ship,wool,a map").split(",")
+    asks = ["Tell me about {} in three sentences.", "Write a two-sentence story about {}.", "Describe {} in five sentences.",
+            "Say something kind about {} in two sentences."]
+    prompts = [ask.format(subject) for ask in asks for subject in subjects]
+    random.Random(seed).shuffle(prompts)
+    with open(path, "w") as f:
+        for prompt in prompts:
+            f.write(json.dumps({"messages": [{"role": "user", "content": prompt}], "max_tokens": 1024}) + "\n")
+
+
 # name, what it is measured by, load, settings: base and changed
 CASES = [
     ("batching_strategy", "tokens_per_s", dict(users=16, mixed=True), ["--batching_strategy", "V1"],
@@ -40,10 +54,15 @@ CASES = [
      ["--enable_chunked_context", "disable", "--max_num_tokens", "1024"],
      ["--enable_chunked_context", "enable", "--max_num_tokens", "160"],
      "whole prompts (max_num_tokens 1024) -> chunks (160), 8 users, 900 in, 48 out"),
-    ("batch_scheduler_policy", "tokens_per_s", dict(users=24, prompt=60, output=200, stop_early=True),
+    ("batch_scheduler_policy", "tokens_per_s", dict(users=24, prompt=60, output=200),
      ["--batch_scheduler_policy", "guaranteed_no_evict", "--max_tokens_in_paged_kv_cache", "3072", "--max_seq_len", "1024"],
      ["--batch_scheduler_policy", "max_utilization", "--max_tokens_in_paged_kv_cache", "3072", "--max_seq_len", "1024"],
-     "guaranteed_no_evict -> max_utilization, cache of 3,072 tokens, 24 users, 60 in, 200 out"),
+     "guaranteed_no_evict -> max_utilization, cache of 3,072 tokens, 24 users, 60 in, all of the announced 200 out"),
+    ("batch_scheduler_policy", "tokens_per_s", dict(users=50, questions=True),
+     ["--batch_scheduler_policy", "guaranteed_no_evict", "--max_tokens_in_paged_kv_cache", "10880"],
+     ["--batch_scheduler_policy", "max_utilization", "--max_tokens_in_paged_kv_cache", "10880"],
+     "guaranteed_no_evict -> max_utilization, cache of 10 whole reservations, 50 users, questions that announce 1,024 "
+     "tokens and end by themselves"),
     ("context_admission_policy", "ttft_ms_p99", dict(users=10, prompt=100, output=64),
      ["--context_admission_policy", "greedy"], ["--context_admission_policy", "paced"],
      "greedy (all that fit) -> paced, 10 users, 100 in, 64 out"),
@@ -70,6 +89,10 @@ def run(program, model, load, settings, duration, folder, seed):
         path = os.path.join(folder, f"mixed_{seed}.jsonl")
         mixed_prompts(path, seed)
         command += ["--prompts_file", path, "--ignore_eos"]
+    elif load.get("questions"):
+        path = os.path.join(folder, f"questions_{seed}.jsonl")
+        questions(path, seed)
+        command += ["--prompts_file", path, "--api", "chat"]
     else:
         command += ["--prompt_tokens", str(load["prompt"]), "--output_tokens", str(load["output"]), "--ignore_eos"]
         if "prefix" in load:
@@ -80,9 +103,11 @@ def run(program, model, load, settings, duration, folder, seed):
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
     level = json.loads(done.stdout)["levels"][0]
-    return {"tokens_per_s": level["tokens_per_s"], "ttft_ms_p50": level["ttft_ms"]["p50"],
-            "ttft_ms_p99": level["ttft_ms"]["p99"], "itl_ms_p50": level["itl_token_ms"]["p50"],
-            "itl_ms_p99": level["itl_token_ms"]["p99"], "failed": level["requests"]["failed"], "command": " ".join(command)}
+    completed = level["requests"]["completed"]
+    return {"tokens_per_s": level["tokens_per_s"], "requests_per_s": level["requests_per_s"],
+            "answer_tokens_mean": level["output_tokens"] / completed if completed else None,
+            "ttft_ms_p50": level["ttft_ms"]["p50"], "ttft_ms_p99": level["ttft_ms"]["p99"],
+            "itl_ms_p50": level["itl_token_ms"]["p50"], "itl_ms_p99": level["itl_token_ms"]["p99"], "failed": level["requests"]["failed"], "command": " ".join(command)}
 
 
 def median_of(rows):
@@ -114,8 +139,9 @@ def main():
             results.append({"option": name, "case": text, "metric": metric, "base": b, "changed": c,
                             "ratio": c[metric] / b[metric] if b[metric] else None, "rounds": rows})
             print(f"{name:24} {text}\n    {metric}: {b[metric]:.1f} -> {c[metric]:.1f} (x{c[metric] / b[metric]:.2f});  "
-                  f"tokens/s {b['tokens_per_s']:.0f} -> {c['tokens_per_s']:.0f}, TTFT p99 {b['ttft_ms_p99']:.0f} -> "
-                  f"{c['ttft_ms_p99']:.0f} ms, ITL p99 {b['itl_ms_p99']:.1f} -> {c['itl_ms_p99']:.1f} ms", flush=True)
+                  f"tokens/s {b['tokens_per_s']:.0f} -> {c['tokens_per_s']:.0f}, TTFT p50 {b['ttft_ms_p50']:.0f} -> "
+                  f"{c['ttft_ms_p50']:.0f}, p99 {b['ttft_ms_p99']:.0f} -> {c['ttft_ms_p99']:.0f} ms, "
+                  f"ITL p99 {b['itl_ms_p99']:.1f} -> {c['itl_ms_p99']:.1f} ms", flush=True)
     cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
     document = {"schema": 1, "machine": {"cpu": cpu, "cores": os.cpu_count()}, "commit": commit,
                 "date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv), "results": results}
