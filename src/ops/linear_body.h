@@ -1,9 +1,9 @@
 // The bodies of ops/linear.h and ops/quantize.h for sixteen lanes. Included by linear_avx2.cc and linear_avx512.cc
 // only. May be long: kernels read in order.
 //
-// Integer packings. For a group of 16 rows and a strip of 64 columns the weights sit in 16 registers; the tokens'
-// records stream past them, four at a time so that eight chains of vpdpbusd (latency 4, one a cycle) keep the unit
-// busy. Each record adds one f32 term per row to an accumulator in L1. Then come the strip's spikes, one column each.
+// Integer packings. A block of up to 8 tokens against a group of 16 rows: their sums stay in registers over all strips
+// of 64 columns, so that at least 4 chains of vpdpbusd (latency 4, one a cycle) keep the unit busy, while weights are
+// unpacked on the way. A block's sums then go to an accumulator in L1, where the spikes are added, one column each.
 //
 // 4 bits, a block of 32 columns, S = the sum of its codes x:
 //   acc = S * (4 * 65536 - 8), then 8 vpdpbusd add sum(code * x). As two 16-bit words: lower = sum((code - 8) x), which
@@ -12,10 +12,11 @@
 //   One vpdpwssd by the pair {scale, offset} then gives scale * lower + offset * upper, the whole block, exactly.
 // Two blocks make a strip: 19 multiply slots of which 16 multiply codes, so at most 84 % of the vpdpbusd peak.
 //
-// Order of summation, the same in every body and batch: strips ascending; in a strip the token's record, then its
-// spikes, columns ascending; y = acc * unit[row] (+ bias).
+// Order of summation, the same in every body and batch: the token's records, strips ascending, then its spikes, columns
+// ascending; y = acc * unit[row] (+ bias).
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "ops/lanes.h"
 #include "ops/lanes_bf16.h"
@@ -30,6 +31,10 @@ namespace {
 #define UNROLL _Pragma("GCC unroll 16")
 
 #if defined(__AVX512F__)
+
+// Tokens of a block: their sums fit the registers, and their 64-byte codes the one-byte displacement of vpdpbusd's
+// broadcasts (longer ones cost 2 to 4 cycles a record of 18).
+constexpr int kInt4Tokens = 8, kInt8Tokens = 8;
 
 struct Ints {
   __m512i v;
@@ -73,6 +78,9 @@ BODY_INLINE Ints DotSmallBytes(Ints acc, Ints weights, const int8_t* x) {
 BODY_INLINE Ints DotWords(Ints acc, Ints a, Ints b) {
   return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)};
 }
+BODY_INLINE Ints MultiplyWords(Ints a, Ints b) {
+  return {_mm512_madd_epi16(a.v, b.v)};
+}
 BODY_INLINE Lanes ToFloat(Ints a) {
   return {_mm512_cvtepi32_ps(a.v)};
 }
@@ -109,6 +117,8 @@ BODY_INLINE Ints BitsFrom(Ints a, int bits, int32_t mask) {
 }
 
 #else
+
+constexpr int kInt4Tokens = 4, kInt8Tokens = 4;
 
 struct Ints {
   __m256i lo, hi;
@@ -172,6 +182,9 @@ BODY_INLINE Ints DotWords(Ints acc, Ints a, Ints b) {
   return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
           _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
 }
+BODY_INLINE Ints MultiplyWords(Ints a, Ints b) {
+  return {_mm256_madd_epi16(a.lo, b.lo), _mm256_madd_epi16(a.hi, b.hi)};
+}
 BODY_INLINE Lanes ToFloat(Ints a) {
   return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
 }
@@ -232,11 +245,10 @@ BODY_INLINE Strip64 LoadStrip(const float* x, int64_t columns) {
   }
   return strip;
 }
-BODY_INLINE float MaxMagnitude(const Strip64& s) {
-  return MaxOf(Max(Max(Magnitude(s.part[0]), Magnitude(s.part[1])), Max(Magnitude(s.part[2]), Magnitude(s.part[3]))));
+BODY_INLINE Lanes MaxMagnitudes(const Strip64& s) {
+  return Max(Max(Magnitude(s.part[0]), Magnitude(s.part[1])), Max(Magnitude(s.part[2]), Magnitude(s.part[3])));
 }
-BODY_INLINE void StoreRecord(const Strip64& strip, int8_t* codes, QuantRecord* record) {
-  float maximum = MaxMagnitude(strip);
+BODY_INLINE void StoreRecord(const Strip64& strip, float maximum, int8_t* codes, QuantRecord* record) {
   bool tiny = maximum < kTinyMaximum;
   Lanes inverse = Broadcast(tiny ? 0.0f : 127.0f / maximum);
   Lanes scaled[4];
@@ -272,106 +284,158 @@ static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& 
   int64_t at = token;
   for (int64_t c = 0, strip = 0; c < in_features; c += kStripColumns, ++strip, at += tile.capacity) {
     Strip64 s = LoadStrip(x + c, in_features - c);
-    uint64_t above = 0;
-    UNROLL for (int i = 0; i < 4; ++i) above |= LanesAbove(Magnitude(s.part[i]), limit) << (16 * i);
-    if (above != 0) {
+    Lanes maxima = MaxMagnitudes(s);
+    if (LanesAbove(maxima, limit) != 0) {
+      uint64_t above = 0;
+      UNROLL for (int i = 0; i < 4; ++i) above |= LanesAbove(Magnitude(s.part[i]), limit) << (16 * i);
       TakeSpikes(s, above, x + c, token, tile.spikes + strip * tile.capacity * kSpikesMax, tile.spike_counts + strip);
+      maxima = MaxMagnitudes(s);
     }
-    StoreRecord(s, tile.codes + at * kStripColumns, tile.records + at);
+    StoreRecord(s, MaxOf(maxima), tile.codes + at * kStripColumns, tile.records + at);
+    // The next token's places: the other thread had them last.
+    UNROLL for (int i = 0; i < 4; ++i) __builtin_prefetch(x + in_features + c + 16 * i, 0, 3);
+    __builtin_prefetch(tile.codes + (at + 1) * kStripColumns, 1, 3);
   }
+}
+
+// ---- Blocks of tokens -----------------------------------------------------------------------------------------------
+
+// Calls f(first token, count as a constant) over `tokens`, at most kMost at a time, in blocks of nearly equal size.
+template <int kMost, int kCount = kMost, class F>
+BODY_INLINE void WithCount(int32_t count, int32_t token, F&& f) {
+  if constexpr (kCount == 1) {
+    f(token, std::integral_constant<int, 1>());
+  } else if (count == kCount) {
+    f(token, std::integral_constant<int, kCount>());
+  } else {
+    WithCount<kMost, kCount - 1>(count, token, f);
+  }
+}
+template <int kMost, class F>
+BODY_INLINE void ForBlocks(int32_t tokens, F&& f) {
+  int32_t blocks = (tokens + kMost - 1) / kMost;
+  for (int32_t token = 0; blocks > 0; --blocks) {
+    int32_t count = (tokens - token) / blocks;
+    WithCount<kMost>(count, token, f);
+    token += count;
+  }
+}
+
+// Weights asked for ahead of their use, some at each strip. With one block of tokens: as far ahead as the profile says,
+// at the rate of their use. With several: the next group, each block a share of it, so that memory is read at an even
+// rate and not in the first block only.
+struct Ahead {
+  const std::byte *at, *end;
+  int64_t step;  // bytes at a strip
+
+  [[gnu::always_inline]] void Ask() {
+    const std::byte* until = at + step < end ? at + step : end;
+    for (; at < until; at += 64) __builtin_prefetch(at, 0, 3);
+  }
+};
+template <int kMost>
+BODY_INLINE Ahead AheadOf(const LinearTask& task, const std::byte* group, int64_t strips, int64_t strip_bytes,
+                          int64_t group_bytes) {
+  int64_t blocks = (task.tile.tokens + kMost - 1) / kMost;
+  if (blocks > 1) return {group + group_bytes, group + 2 * group_bytes, (strip_bytes / 64 + blocks - 1) / blocks * 64};
+  if (task.prefetch_bytes == 0) return {group, group, 0};
+  return {group + task.prefetch_bytes, group + task.prefetch_bytes + strips * strip_bytes, strip_bytes};
 }
 
 // ---- 4 bits ---------------------------------------------------------------------------------------------------------
 
-// One f32 term a row: what a record's sums over the two blocks come to.
-BODY_INLINE void AddTerm(Ints block0, Ints block1, Ints pair0, Ints pair1, const QuantRecord& record, float* row) {
-  Ints sum = DotWords(DotWords(ZeroInts(), block0, pair0), block1, pair1);
-  Store(row, Fma(ToFloat(sum), Broadcast(record.scale), Load(row)));
-}
-
-// Four records of one strip against 16 rows whose weights are unpacked, 8 registers a block. acc: f32 [4][16].
-BODY_INLINE void Int4FourRecords(const Ints (&weights)[16], Ints pair0, Ints pair1, const int8_t* codes,
-                                 const QuantRecord* records, float* acc) {
-  Ints a[4], b[4];
-  UNROLL for (int r = 0; r < 4; ++r) {
-    a[r] = BroadcastInt(records[r].int4_start[0]);
-    b[r] = BroadcastInt(records[r].int4_start[1]);
-  }
-  UNROLL for (int j = 0; j < 8; ++j) {
-    UNROLL for (int r = 0; r < 4; ++r) {
-      a[r] = DotSmallBytes(a[r], weights[j], codes + r * kStripColumns + 4 * j);
-      b[r] = DotSmallBytes(b[r], weights[8 + j], codes + r * kStripColumns + 32 + 4 * j);
-    }
-  }
-  UNROLL for (int r = 0; r < 4; ++r) AddTerm(a[r], b[r], pair0, pair1, records[r], acc + r * kGroupRows);
-}
-
-// One to three records, unpacking as it goes: nothing is kept, so that a step of one token runs at the speed of the
-// loads. The high nibbles stay where they are, 16 times too large, and their sums are shifted back at the end.
-template <int kRecords>
-BODY_INLINE void Int4FewRecords(const Int4Strip& strip, const int8_t* codes, const QuantRecord* records, float* acc) {
-  Ints low[2][kRecords], high[2][kRecords];
-  UNROLL for (int block = 0; block < 2; ++block) {
-    UNROLL for (int r = 0; r < kRecords; ++r) {
-      low[block][r] = BroadcastInt(records[r].int4_start[block]);
-      high[block][r] = ZeroInts();
+// Up to kInt4Tokens tokens of a tile against one group of 16 rows, all strips: acc f32 [kTokens][16]. The sums stay in
+// registers from the first strip to the last (three registers a token: two blocks and the f32 sum), weights are
+// unpacked on the way.
+template <int kTokens>
+BODY_INLINE void Int4Tokens(const Int4Strip* strip, int64_t strips, const QuantTile& tile, int32_t token, float* acc,
+                            Ahead& ahead) {
+  const int8_t* x = tile.codes + token * kStripColumns;
+  const QuantRecord* record = tile.records + token;
+  Lanes sum[kTokens];
+  UNROLL for (int t = 0; t < kTokens; ++t) sum[t] = Zero();
+  for (int64_t s = 0; s < strips; ++s, ++strip, x += tile.capacity * kStripColumns, record += tile.capacity) {
+    ahead.Ask();
+    Ints a[kTokens], b[kTokens];
+    UNROLL for (int t = 0; t < kTokens; ++t) {
+      a[t] = BroadcastInt(record[t].int4_start[0]);
+      b[t] = BroadcastInt(record[t].int4_start[1]);
     }
     UNROLL for (int j = 0; j < 4; ++j) {
-      Ints packed = LoadInts(strip.codes[block][j]);
-      Ints first = LowNibbles(packed), second = HighNibblesInPlace(packed);
-      UNROLL for (int r = 0; r < kRecords; ++r) {
-        const int8_t* x = codes + r * kStripColumns + 32 * block + 4 * j;
-        low[block][r] = DotSmallBytes(low[block][r], first, x);
-        high[block][r] = DotBytes(high[block][r], second, x + 16);
+      Ints packed = LoadInts(strip->codes[0][j]), low = LowNibbles(packed), high = HighNibbles(packed);
+      UNROLL for (int t = 0; t < kTokens; ++t) a[t] = DotSmallBytes(a[t], low, x + t * kStripColumns + 4 * j);
+      UNROLL for (int t = 0; t < kTokens; ++t) a[t] = DotSmallBytes(a[t], high, x + t * kStripColumns + 16 + 4 * j);
+      packed = LoadInts(strip->codes[1][j]), low = LowNibbles(packed), high = HighNibbles(packed);
+      UNROLL for (int t = 0; t < kTokens; ++t) b[t] = DotSmallBytes(b[t], low, x + t * kStripColumns + 32 + 4 * j);
+      UNROLL for (int t = 0; t < kTokens; ++t) b[t] = DotSmallBytes(b[t], high, x + t * kStripColumns + 48 + 4 * j);
+    }
+    Ints pair0 = LoadInts(strip->pairs[0]), pair1 = LoadInts(strip->pairs[1]);
+    UNROLL for (int t = 0; t < kTokens; ++t) {
+      Ints total = DotWords(MultiplyWords(a[t], pair0), b[t], pair1);
+      sum[t] = Fma(ToFloat(total), Broadcast(record[t].scale), sum[t]);
+    }
+  }
+  UNROLL for (int t = 0; t < kTokens; ++t) Store(acc + t * kGroupRows, sum[t]);
+}
+
+// One to three tokens: a step of one token runs at the speed of the loads. The high nibbles stay where they are, 16
+// times too large, and their sums are shifted back at the end.
+template <int kTokens>
+BODY_INLINE void Int4FewTokens(const Int4Strip* strip, int64_t strips, const QuantTile& tile, int32_t token, float* acc,
+                               Ahead& ahead) {
+  const int8_t* x = tile.codes + token * kStripColumns;
+  const QuantRecord* record = tile.records + token;
+  Lanes sum[kTokens];
+  UNROLL for (int t = 0; t < kTokens; ++t) sum[t] = Zero();
+  for (int64_t s = 0; s < strips; ++s, ++strip, x += tile.capacity * kStripColumns, record += tile.capacity) {
+    ahead.Ask();
+    Ints low[2][kTokens], high[2][kTokens];
+    UNROLL for (int block = 0; block < 2; ++block) {
+      UNROLL for (int t = 0; t < kTokens; ++t) {
+        low[block][t] = BroadcastInt(record[t].int4_start[block]);
+        high[block][t] = ZeroInts();
       }
+      UNROLL for (int j = 0; j < 4; ++j) {
+        Ints packed = LoadInts(strip->codes[block][j]);
+        Ints first = LowNibbles(packed), second = HighNibblesInPlace(packed);
+        UNROLL for (int t = 0; t < kTokens; ++t) {
+          const int8_t* quad = x + t * kStripColumns + 32 * block + 4 * j;
+          low[block][t] = DotSmallBytes(low[block][t], first, quad);
+          high[block][t] = DotBytes(high[block][t], second, quad + 16);
+        }
+      }
+      UNROLL for (int t = 0; t < kTokens; ++t) low[block][t] = AddInts(low[block][t], Sixteenth(high[block][t]));
     }
-    UNROLL for (int r = 0; r < kRecords; ++r) low[block][r] = AddInts(low[block][r], Sixteenth(high[block][r]));
+    Ints pair0 = LoadInts(strip->pairs[0]), pair1 = LoadInts(strip->pairs[1]);
+    UNROLL for (int t = 0; t < kTokens; ++t) {
+      Ints total = DotWords(MultiplyWords(low[0][t], pair0), low[1][t], pair1);
+      sum[t] = Fma(ToFloat(total), Broadcast(record[t].scale), sum[t]);
+    }
   }
-  Ints pair0 = LoadInts(strip.pairs[0]), pair1 = LoadInts(strip.pairs[1]);
-  UNROLL for (int r = 0; r < kRecords; ++r)
-      AddTerm(low[0][r], low[1][r], pair0, pair1, records[r], acc + r * kGroupRows);
+  UNROLL for (int t = 0; t < kTokens; ++t) Store(acc + t * kGroupRows, sum[t]);
 }
 
-// Any number of records of one strip.
-BODY_INLINE void Int4Records(const Int4Strip& strip, const int8_t* codes, const QuantRecord* records, int32_t count,
-                             float* acc) {
-  int32_t r = 0;
-  if (count >= 4) {
-    Ints weights[16];
-    UNROLL for (int j = 0; j < 4; ++j) {
-      Ints first = LoadInts(strip.codes[0][j]), second = LoadInts(strip.codes[1][j]);
-      weights[j] = LowNibbles(first);
-      weights[4 + j] = HighNibbles(first);
-      weights[8 + j] = LowNibbles(second);
-      weights[12 + j] = HighNibbles(second);
-    }
-    Ints pair0 = LoadInts(strip.pairs[0]), pair1 = LoadInts(strip.pairs[1]);
-    for (; r + 4 <= count; r += 4) {
-      Int4FourRecords(weights, pair0, pair1, codes + r * kStripColumns, records + r, acc + r * kGroupRows);
-    }
-  }
-  codes += r * kStripColumns, records += r, acc += r * kGroupRows;
-  switch (count - r) {
-    case 3: return Int4FewRecords<3>(strip, codes, records, acc);
-    case 2: return Int4FewRecords<2>(strip, codes, records, acc);
-    case 1: return Int4FewRecords<1>(strip, codes, records, acc);
-  }
-}
-
-// A spike's weights are scale * (code - 8) + 4 * offset, below 2^24 and so exact in f32.
-BODY_INLINE void Int4Spikes(const Int4Strip& strip, const QuantSpike* spikes, int32_t count, float* acc) {
+// acc of each spike's token += value * weights of the spike's column, which weights_of(column) unpacks. A model's
+// spikes crowd in few columns, so most find the weights of the one before.
+template <class WeightsOf>
+BODY_INLINE void AddSpikes(const QuantSpike* spikes, int32_t count, float* acc, WeightsOf&& weights_of) {
+  int32_t column = -1;
+  Lanes weights = Zero();
   for (int32_t i = 0; i < count; ++i) {
-    int column = spikes[i].column, block = column / 32;
-    Ints code = BitsFrom(LoadInts(strip.codes[block][column % 16 / 4]), column % 4 * 8 + column % 32 / 16 * 4, 15);
-    Ints weight =
-        DotWords(ZeroInts(), AddWords(code, BroadcastInt(4 * 65536 | (-8 & 0xffff))), LoadInts(strip.pairs[block]));
+    if (spikes[i].column != column) {
+      column = spikes[i].column;
+      weights = weights_of(column);
+    }
     float* row = acc + spikes[i].token * kGroupRows;
-    Store(row, Fma(ToFloat(weight), Broadcast(spikes[i].value), Load(row)));
+    Store(row, Fma(weights, Broadcast(spikes[i].value), Load(row)));
   }
 }
 
-BODY_INLINE void Prefetch(const std::byte* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
+// scale * (code - 8) + 4 * offset of one column: below 2^24 and so exact in f32.
+BODY_INLINE Lanes Int4Column(const Int4Strip& strip, int column) {
+  int block = column / 32;
+  Ints code = BitsFrom(LoadInts(strip.codes[block][column % 16 / 4]), column % 4 * 8 + column % 32 / 16 * 4, 15);
+  return ToFloat(MultiplyWords(AddWords(code, BroadcastInt(4 * 65536 | (-8 & 0xffff))), LoadInts(strip.pairs[block])));
 }
 
 BODY_INLINE void StoreRows(const LinearTask& task, int64_t group, int64_t tokens, const float* acc, Lanes unit) {
@@ -391,78 +455,78 @@ BODY_INLINE void StoreRows(const LinearTask& task, int64_t group, int64_t tokens
 BODY_INLINE Lanes Int4Group(const LinearTask& task, int64_t group, float* acc) {
   const QuantTile& tile = task.tile;
   int64_t strips = (task.in_features + kStripColumns - 1) / kStripColumns;
-  const std::byte* data = task.weight + group * (strips * static_cast<int64_t>(sizeof(Int4Strip)) + 64);
-  for (int32_t t = 0; t < tile.tokens; ++t) Store(acc + t * kGroupRows, Zero());
-  for (int64_t s = 0; s < strips; ++s, data += sizeof(Int4Strip)) {
-    const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(data);
-    if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int4Strip));
-    Int4Records(*strip, tile.codes + s * tile.capacity * kStripColumns, tile.records + s * tile.capacity, tile.tokens,
-                acc);
-    Int4Spikes(*strip, tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc);
+  int64_t group_bytes = strips * static_cast<int64_t>(sizeof(Int4Strip)) + 64;
+  const std::byte* data = task.weight + group * group_bytes;
+  const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(data);
+  Ahead ahead = AheadOf<kInt4Tokens>(task, data, strips, sizeof(Int4Strip), group_bytes);
+  ForBlocks<kInt4Tokens>(tile.tokens, [&](int32_t token, auto count) {
+    if constexpr (count <= 3) {
+      Int4FewTokens<count>(strip, strips, tile, token, acc + token * kGroupRows, ahead);
+    } else {
+      Int4Tokens<count>(strip, strips, tile, token, acc + token * kGroupRows, ahead);
+    }
+  });
+  for (int64_t s = 0; s < strips; ++s) {
+    AddSpikes(tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc,
+              [&](int column) { return Int4Column(strip[s], column); });
   }
-  return Load(reinterpret_cast<const float*>(data));
+  return Load(reinterpret_cast<const float*>(strip + strips));
 }
 
 // ---- 8 bits ---------------------------------------------------------------------------------------------------------
 
-template <int kRecords>
-BODY_INLINE void Int8Records(const Ints (&weights)[16], Lanes row_scale, const int8_t* codes,
-                             const QuantRecord* records, float* acc) {
-  constexpr int kParts = kRecords == 1 ? 4 : 2;  // chains enough for the latency of vpdpbusd
-  Ints a[kRecords * kParts];
-  UNROLL for (int r = 0; r < kRecords * kParts; ++r) {
-    a[r] = r < kRecords ? BroadcastInt(records[r].int8_start) : ZeroInts();
-  }
-  UNROLL for (int j = 0; j < 16; ++j) {
-    UNROLL for (int r = 0; r < kRecords; ++r) {
-      int part = j % kParts * kRecords + r;
-      a[part] = DotBytes(a[part], weights[j], codes + r * kStripColumns + 4 * j);
+// As Int4Tokens; two registers a token.
+template <int kTokens>
+BODY_INLINE void Int8Tokens(const std::byte* strip, const uint16_t* scales, int64_t strips, const QuantTile& tile,
+                            int32_t token, float* acc, Ahead& ahead) {
+  constexpr int kParts = kTokens == 1 ? 4 : kTokens <= 3 ? 2 : 1;  // chains enough for the latency of vpdpbusd
+  const int8_t* x = tile.codes + token * kStripColumns;
+  const QuantRecord* record = tile.records + token;
+  Lanes sum[kTokens];
+  UNROLL for (int t = 0; t < kTokens; ++t) sum[t] = Zero();
+  for (int64_t s = 0; s < strips; ++s, strip += sizeof(Int8Strip), scales += kGroupRows) {
+    ahead.Ask();
+    Ints a[kTokens * kParts];
+    UNROLL for (int t = 0; t < kTokens * kParts; ++t) {
+      a[t] = t < kTokens ? BroadcastInt(record[t].int8_start) : ZeroInts();
     }
+    UNROLL for (int j = 0; j < 16; ++j) {
+      Ints weights = LoadInts(strip + 64 * j);
+      UNROLL for (int t = 0; t < kTokens; ++t) {
+        int part = j % kParts * kTokens + t;
+        a[part] = DotBytes(a[part], weights, x + t * kStripColumns + 4 * j);
+      }
+    }
+    UNROLL for (int t = kTokens; t < kTokens * kParts; ++t) a[t % kTokens] = AddInts(a[t % kTokens], a[t]);
+    Lanes row_scale = LoadBF16(scales);
+    UNROLL for (int t = 0; t < kTokens; ++t) {
+      sum[t] = Fma(ToFloat(a[t]), Multiply(row_scale, Broadcast(record[t].scale)), sum[t]);
+    }
+    x += tile.capacity * kStripColumns, record += tile.capacity;
   }
-  UNROLL for (int r = kRecords; r < kRecords * kParts; ++r) a[r % kRecords] = AddInts(a[r % kRecords], a[r]);
-  UNROLL for (int r = 0; r < kRecords; ++r) {
-    Lanes scale = Multiply(row_scale, Broadcast(records[r].scale));
-    float* row = acc + r * kGroupRows;
-    Store(row, Fma(ToFloat(a[r]), scale, Load(row)));
-  }
+  UNROLL for (int t = 0; t < kTokens; ++t) Store(acc + t * kGroupRows, sum[t]);
 }
 
-BODY_INLINE void Int8Spikes(const std::byte* strip, Lanes row_scale, const QuantSpike* spikes, int32_t count,
-                            float* acc) {
-  for (int32_t i = 0; i < count; ++i) {
-    int column = spikes[i].column;
-    Ints code = BitsFrom(LoadInts(strip + column / 4 * 64), column % 4 * 8, 255);
-    Lanes scale = Multiply(row_scale, Broadcast(spikes[i].value));
-    float* row = acc + spikes[i].token * kGroupRows;
-    Store(row, Fma(ToFloat(AddInts(code, BroadcastInt(-128))), scale, Load(row)));
-  }
+BODY_INLINE Lanes Int8Column(const std::byte* strip, Lanes row_scale, int column) {
+  Ints code = BitsFrom(LoadInts(strip + column / 4 * 64), column % 4 * 8, 255);
+  return Multiply(ToFloat(AddInts(code, BroadcastInt(-128))), row_scale);
 }
 
 BODY_INLINE Lanes Int8Group(const LinearTask& task, int64_t group, float* acc) {
   const QuantTile& tile = task.tile;
   int64_t strips = (task.in_features + kStripColumns - 1) / kStripColumns;
   int64_t code_bytes = strips * static_cast<int64_t>(sizeof(Int8Strip));
-  const std::byte* data = task.weight + group * (code_bytes + ((strips * 32 + 63) & ~int64_t{63}));
+  int64_t group_bytes = code_bytes + ((strips * 32 + 63) & ~int64_t{63});
+  const std::byte* data = task.weight + group * group_bytes;
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(data + code_bytes);
-  for (int32_t t = 0; t < tile.tokens; ++t) Store(acc + t * kGroupRows, Zero());
-  for (int64_t s = 0; s < strips; ++s, data += sizeof(Int8Strip)) {
-    if (task.prefetch_bytes != 0) Prefetch(data + task.prefetch_bytes, sizeof(Int8Strip));
-    Ints weights[16];
-    UNROLL for (int j = 0; j < 16; ++j) weights[j] = LoadInts(data + 64 * j);
-    Lanes row_scale = LoadBF16(scales + s * kGroupRows);
-    const int8_t* codes = tile.codes + s * tile.capacity * kStripColumns;
-    const QuantRecord* records = tile.records + s * tile.capacity;
-    float* row = acc;
-    int32_t left = tile.tokens;
-    for (; left >= 4; left -= 4, codes += 4 * kStripColumns, records += 4, row += 4 * kGroupRows) {
-      Int8Records<4>(weights, row_scale, codes, records, row);
-    }
-    switch (left) {
-      case 3: Int8Records<3>(weights, row_scale, codes, records, row); break;
-      case 2: Int8Records<2>(weights, row_scale, codes, records, row); break;
-      case 1: Int8Records<1>(weights, row_scale, codes, records, row); break;
-    }
-    Int8Spikes(data, row_scale, tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc);
+  Ahead ahead = AheadOf<kInt8Tokens>(task, data, strips, sizeof(Int8Strip), group_bytes);
+  ForBlocks<kInt8Tokens>(tile.tokens, [&](int32_t token, auto count) {
+    Int8Tokens<count>(data, scales, strips, tile, token, acc + token * kGroupRows, ahead);
+  });
+  for (int64_t s = 0; s < strips; ++s) {
+    const std::byte* strip = data + s * static_cast<int64_t>(sizeof(Int8Strip));
+    AddSpikes(tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc,
+              [&](int column) { return Int8Column(strip, LoadBF16(scales + s * kGroupRows), column); });
   }
   return Broadcast(1.0f);
 }

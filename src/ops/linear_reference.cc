@@ -51,10 +51,10 @@ float Int4Spike(const Int4Strip& strip, int64_t lane, const QuantSpike& spike, f
 
 float Int8Spike(const Int8Strip& strip, float row_scale, int64_t lane, const QuantSpike& spike, float sum) {
   int32_t code = strip.codes[spike.column / 4][lane][spike.column % 4] - 128;
-  return std::fma(static_cast<float>(code), row_scale * spike.value, sum);
+  return std::fma(static_cast<float>(code) * row_scale, spike.value, sum);
 }
 
-// One token's sum over the strips, ascending: in each term(strip, codes, record, sum), then spike(strip, spike, sum).
+// One token's sum: term(strip, codes, record, sum) over the strips, ascending, then spike(strip, spike, sum) likewise.
 template <class Term, class Spike>
 float SumStrips(const LinearTask& task, int32_t token, const Term& term, const Spike& spike) {
   const QuantTile& tile = task.tile;
@@ -62,6 +62,9 @@ float SumStrips(const LinearTask& task, int32_t token, const Term& term, const S
   for (int64_t s = 0; s < StripsOf(task.in_features); ++s) {
     int64_t at = s * tile.capacity;
     sum = term(s, tile.codes + (at + token) * kStripColumns, tile.records[at + token], sum);
+  }
+  for (int64_t s = 0; s < StripsOf(task.in_features); ++s) {
+    int64_t at = s * tile.capacity;
     for (int32_t i = 0; i < tile.spike_counts[s]; ++i) {
       const QuantSpike& candidate = tile.spikes[at * kSpikesMax + i];
       if (candidate.token == token) sum = spike(s, candidate, sum);

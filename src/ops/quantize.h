@@ -4,7 +4,7 @@
 // A few channels of a language model are tens of times larger than the rest and would cost their group its precision
 // (mean KL 5.3e-3 on SmolLM2, over the bound). So a value beyond kSpikeRatio times its token's root mean square leaves
 // its group as a spike: the code is 0, and a linear multiplies the value itself, in f32, by one column of weights. That
-// is 11 % of the groups' number and costs a linear 2 multiply slots where a second int8 record of the group cost 19.
+// is 11 % of the groups' number and costs a linear 1 multiply slot where a second int8 record of the group cost 19.
 // A group gives up at most kSpikesMax values, the first; the rest of such a group is quantised with them.
 // bench/results/quant_study.json has what else was tried.
 //
