@@ -66,11 +66,10 @@ inline __attribute__((always_inline)) RowSummary SummarizeBody(const float* logi
   return summary;
 }
 
-inline __attribute__((always_inline)) double ExpRowBody(const float* logits, int32_t count, float max,
-                                                        float inverse_temperature, float floor, float* weights,
-                                                        double* block_sum) {
-  // f32 lanes inside a block, f64 across blocks: the error does not grow with the vocabulary.
-  double total = 0;
+inline __attribute__((always_inline)) uint64_t ExpRowBody(const float* logits, int32_t count, float max,
+                                                          float inverse_temperature, float floor, float* weights,
+                                                          uint64_t* block_sum) {
+  uint64_t total = 0;
   for (int32_t begin = 0; begin < count; begin += kBlock) {
     int32_t end = begin + kBlock < count ? begin + kBlock : count;
     float block[kBlock];
@@ -86,12 +85,8 @@ inline __attribute__((always_inline)) double ExpRowBody(const float* logits, int
         block[i - begin] = w >= floor ? w : 0.0f;
       }
     }
-    float lane[kLanes];
-    for (int j = 0; j < kLanes; ++j)
-      lane[j] = (block[j] + block[j + kLanes]) + (block[j + 2 * kLanes] + block[j + 3 * kLanes]);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-      for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
-    auto sum = static_cast<double>(lane[0]);
+    uint64_t sum = 0;
+    for (int j = 0; j < kBlock; ++j) sum += Quanta(block[j]);
     if (weights != nullptr) {
       for (int32_t i = begin; i < end; ++i) weights[i] = block[i - begin];
       block_sum[begin / kBlock] = sum;
@@ -114,10 +109,11 @@ EKIBEN_TARGET_AVX2 RowSummary SummarizeAvx2(const float* l, int32_t n, float* b)
 EKIBEN_TARGET_AVX512 RowSummary SummarizeAvx512(const float* l, int32_t n, float* b) {
   return SummarizeBody(l, n, b);
 }
-EKIBEN_TARGET_AVX2 double ExpRowAvx2(const float* l, int32_t n, float m, float t, float f, float* w, double* b) {
+EKIBEN_TARGET_AVX2 uint64_t ExpRowAvx2(const float* l, int32_t n, float m, float t, float f, float* w, uint64_t* b) {
   return ExpRowBody(l, n, m, t, f, w, b);
 }
-EKIBEN_TARGET_AVX512 double ExpRowAvx512(const float* l, int32_t n, float m, float t, float f, float* w, double* b) {
+EKIBEN_TARGET_AVX512 uint64_t ExpRowAvx512(const float* l, int32_t n, float m, float t, float f, float* w,
+                                           uint64_t* b) {
   return ExpRowBody(l, n, m, t, f, w, b);
 }
 
@@ -132,8 +128,8 @@ RowSummary SummarizeRow(Isa isa, const float* logits, int32_t count, float* bloc
   return SummarizeBody(logits, count, block_max);
 }
 
-double ExpRow(Isa isa, const float* logits, int32_t count, float max, float inverse_temperature, float floor,
-              float* weights, double* block_sum) {
+uint64_t ExpRow(Isa isa, const float* logits, int32_t count, float max, float inverse_temperature, float floor,
+                float* weights, uint64_t* block_sum) {
   switch (isa) {
     case Isa::kAvx512: return ExpRowAvx512(logits, count, max, inverse_temperature, floor, weights, block_sum);
     case Isa::kAvx2: return ExpRowAvx2(logits, count, max, inverse_temperature, floor, weights, block_sum);

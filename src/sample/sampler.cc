@@ -1,9 +1,10 @@
 #include "sample/sampler.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
+#include <numbers>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/philox.h"
@@ -29,7 +30,7 @@ bool Before(const Candidate& a, const Candidate& b) {
 // Scratch of one thread: grows once, then stays.
 struct Scratch {
   std::vector<float> block_max, order, weights;
-  std::vector<double> block_sum, bucket_sum, cumulative;
+  std::vector<uint64_t> block_sum, bucket_sum, cumulative;
   std::vector<Candidate> best;
 };
 Scratch& ThreadScratch() {
@@ -37,22 +38,15 @@ Scratch& ThreadScratch() {
   return scratch;
 }
 
-// The first id at which the running sum of weights passes `target`; the last with a weight when rounding leaves none.
-TokenId Walk(std::span<const float> weights, std::span<const double> block_sum, double target) {
-  double sum = 0;
+// Of a row of weights, the one that a draw in [0, 1) of 24 bits falls on, in the order of ids.
+TokenId Walk(std::span<const float> weights, std::span<const uint64_t> block_sum, float draw) {
+  uint64_t target = DrawTarget(draw, std::accumulate(block_sum.begin(), block_sum.end(), uint64_t{0}));
+  uint64_t sum = 0;
   size_t block = 0;
-  while (block + 1 < block_sum.size() && sum + block_sum[block] <= target) sum += block_sum[block++];
-  size_t last = 0;
-  for (size_t i = block * kBlock; i < weights.size(); ++i) {
-    if (weights[i] == 0) continue;
-    sum += static_cast<double>(weights[i]);
-    last = i;
-    if (sum > target) return static_cast<TokenId>(i);
-  }
-  while (last == 0 && block-- > 0)  // the tail held no weight: step back to the last that did
-    for (size_t i = block * kBlock; i < (block + 1) * kBlock; ++i)
-      if (weights[i] != 0) last = i;
-  return static_cast<TokenId>(last);
+  while (sum + block_sum[block] <= target) sum += block_sum[block++];
+  size_t i = block * kBlock;
+  while ((sum += Quanta(weights[i])) <= target) ++i;
+  return static_cast<TokenId>(i);
 }
 
 // The `count` best of a row into `out`, best first.
@@ -163,7 +157,8 @@ Sampler::Choice Sampler::Sample(SlotId slot_id, float* logits, PositionLogProbs*
   Slot& slot = slots_[static_cast<size_t>(slot_id.value)];
   CHECK(slot.request != nullptr, "slot {} is not bound", slot_id);
   const SamplingParams& params = slot.request->sampling;
-  const bool filtered = !params.greedy() && (params.top_k > 0 || params.top_p < 1.0f);
+  const bool limited = params.top_k > 0 && params.top_k < vocab_size_;
+  const bool filtered = !params.greedy() && (limited || params.top_p < 1.0f);
   const bool ruled = params.needs_history() || !params.logit_bias.empty() || !params.allowed_tokens.empty() ||
                      slot.generated < params.min_tokens;
   std::vector<float>& block_max = ThreadScratch().block_max;
@@ -197,11 +192,12 @@ TokenId Sampler::DrawUnfiltered(const SamplingParams& params, float draw, const 
   Scratch& scratch = ThreadScratch();
   scratch.weights.resize(static_cast<size_t>(vocab_size_));
   scratch.block_sum.resize(static_cast<size_t>((vocab_size_ + kBlock - 1) / kBlock));
-  double total = ExpRow(isa_, logits, vocab_size_, max, 1.0f / params.temperature, params.min_p, scratch.weights.data(),
-                        scratch.block_sum.data());
-  return Walk(scratch.weights, scratch.block_sum, static_cast<double>(draw) * total);
+  ExpRow(isa_, logits, vocab_size_, max, 1.0f / params.temperature, params.min_p, scratch.weights.data(),
+         scratch.block_sum.data());
+  return Walk(scratch.weights, scratch.block_sum, draw);
 }
 
+// Few candidates are sorted, cut, and drawn from in the order of ids, like all others.
 TokenId Sampler::DrawFiltered(const SamplingParams& params, float draw, const float* logits, float max,
                               std::span<const float> block_max) const {
   Scratch& scratch = ThreadScratch();
@@ -209,69 +205,77 @@ TokenId Sampler::DrawFiltered(const SamplingParams& params, float draw, const fl
   const bool limited = params.top_k > 0 && params.top_k < vocab_size_;
   Best(logits, vocab_size_, block_max, limited ? params.top_k : std::min(kFewCandidates, vocab_size_), scratch.best);
   scratch.cumulative.clear();
-  double sum = 0;
+  uint64_t sum = 0;
   for (const Candidate& candidate : scratch.best) {
-    sum += static_cast<double>(ExpNonPositive((candidate.logit - max) * inverse_temperature));
+    sum += Quanta(ExpNonPositive((candidate.logit - max) * inverse_temperature));
     scratch.cumulative.push_back(sum);
   }
   // With top_k, top_p is a share of the k best; alone, a share of all.
-  const double total = limited ? sum : ExpRow(isa_, logits, vocab_size_, max, inverse_temperature, 0, nullptr, nullptr);
-  const double wanted = static_cast<double>(params.top_p) * total;
+  const uint64_t total =
+      limited ? sum : ExpRow(isa_, logits, vocab_size_, max, inverse_temperature, 0, nullptr, nullptr);
+  const uint64_t wanted = NucleusQuanta(params.top_p, total);
   // The smallest set whose share reaches top_p; at least one token.
-  auto cut = std::lower_bound(scratch.cumulative.begin(), scratch.cumulative.end(), wanted);
-  const bool reached = cut != scratch.cumulative.end();
-  if (!reached && !limited) return DrawNucleus(params, draw, logits, max, wanted);
-  size_t kept = reached ? static_cast<size_t>(cut - scratch.cumulative.begin()) + 1 : scratch.cumulative.size();
-  while (kept > 1 && ExpNonPositive((scratch.best[kept - 1].logit - max) * inverse_temperature) < params.min_p) --kept;
-  const double target = static_cast<double>(draw) * scratch.cumulative[kept - 1];
-  auto at = std::upper_bound(scratch.cumulative.begin(), scratch.cumulative.begin() + static_cast<std::ptrdiff_t>(kept),
-                             target);
-  return scratch.best[std::min(static_cast<size_t>(at - scratch.cumulative.begin()), kept - 1)].token;
+  if (params.top_p < 1.0f) {
+    auto cut = std::ranges::lower_bound(scratch.cumulative, wanted);
+    if (cut != scratch.cumulative.end()) {
+      scratch.best.resize(static_cast<size_t>(cut - scratch.cumulative.begin()) + 1);
+    } else if (!limited) {
+      return DrawNucleus(params, draw, logits, max, wanted);
+    }
+  }
+  std::ranges::sort(scratch.best, {}, &Candidate::token);
+  sum = 0;
+  for (size_t i = 0; i < scratch.best.size(); ++i) {
+    float weight = ExpNonPositive((scratch.best[i].logit - max) * inverse_temperature);
+    scratch.cumulative[i] = sum += weight >= params.min_p ? Quanta(weight) : 0;
+  }
+  scratch.cumulative.resize(scratch.best.size());
+  auto at = std::ranges::upper_bound(scratch.cumulative, DrawTarget(draw, sum));
+  return scratch.best[static_cast<size_t>(at - scratch.cumulative.begin())].token;
 }
 
-// top_p over a flat row, where a sort would cost milliseconds: weights go into buckets by the top bits of their floats
-// (64 to an octave), whole buckets are kept from the best down while they fit, and only the bucket on the border is
-// sorted. Then one walk in the order of ids.
+// top_p over a flat row, where a sort would cost milliseconds: tokens go into buckets by their logits (64 to an octave
+// of weight), whole buckets are kept from the best down while they fit, and only the bucket on the border is sorted.
+// Then one walk in the order of ids.
 TokenId Sampler::DrawNucleus(const SamplingParams& params, float draw, const float* logits, float max,
-                             double wanted) const {
-  constexpr int kBucketShift = 17;
-  constexpr size_t kBuckets = 64 * 48;  // down to 2^-48, past any draw's reach
+                             uint64_t wanted) const {
+  constexpr int kBuckets = 64 * 48;  // down to 2^-48, past any draw's reach
   Scratch& scratch = ThreadScratch();
   std::vector<float>& weights = scratch.weights;
   weights.resize(static_cast<size_t>(vocab_size_));
   scratch.block_sum.resize(static_cast<size_t>((vocab_size_ + kBlock - 1) / kBlock));
-  ExpRow(isa_, logits, vocab_size_, max, 1.0f / params.temperature, params.min_p, weights.data(),
-         scratch.block_sum.data());
-  auto bucket_of = [](float weight) {
-    return static_cast<size_t>((std::bit_cast<uint32_t>(1.0f) - std::bit_cast<uint32_t>(weight)) >> kBucketShift);
+  const float inverse_temperature = 1.0f / params.temperature;
+  ExpRow(isa_, logits, vocab_size_, max, inverse_temperature, 0, weights.data(), scratch.block_sum.data());
+  const float buckets_a_logit = inverse_temperature * 64 * std::numbers::log2e_v<float>;
+  auto bucket_of = [&](float logit) {
+    return static_cast<size_t>(std::min((max - logit) * buckets_a_logit, static_cast<float>(kBuckets - 1)));
   };
-  scratch.bucket_sum.assign(kBuckets, 0.0);
-  for (float weight : weights)
-    if (size_t b = bucket_of(weight); b < kBuckets) scratch.bucket_sum[b] += static_cast<double>(weight);
+  scratch.bucket_sum.assign(kBuckets, 0);
+  for (size_t i = 0; i < weights.size(); ++i) scratch.bucket_sum[bucket_of(logits[i])] += Quanta(weights[i]);
   size_t border = 0;
-  double sum = 0;
+  uint64_t sum = 0;
   while (border + 1 < kBuckets && sum + scratch.bucket_sum[border] < wanted) sum += scratch.bucket_sum[border++];
   scratch.best.clear();
   for (int32_t i = 0; i < vocab_size_; ++i) {
-    size_t b = bucket_of(weights[static_cast<size_t>(i)]);
-    if (b == border) scratch.best.push_back({weights[static_cast<size_t>(i)], i});
-    if (b >= border) weights[static_cast<size_t>(i)] = 0;
+    size_t bucket = bucket_of(logits[i]);
+    if (bucket == border) scratch.best.push_back({logits[i], i});
+    if (bucket > border) weights[static_cast<size_t>(i)] = 0;
   }
   std::sort(scratch.best.begin(), scratch.best.end(), Before);
   for (const Candidate& candidate : scratch.best) {
-    weights[static_cast<size_t>(candidate.token)] = candidate.logit;
-    sum += static_cast<double>(candidate.logit);
-    if (sum >= wanted) break;
+    float& weight = weights[static_cast<size_t>(candidate.token)];
+    if (sum >= wanted) weight = 0;
+    sum += Quanta(weight);
   }
-  double total = 0;
   for (size_t block = 0; block < scratch.block_sum.size(); ++block) {
-    double in_block = 0;
+    scratch.block_sum[block] = 0;
     size_t end = std::min((block + 1) * kBlock, weights.size());
-    for (size_t i = block * kBlock; i < end; ++i) in_block += static_cast<double>(weights[i]);
-    scratch.block_sum[block] = in_block;
-    total += in_block;
+    for (size_t i = block * kBlock; i < end; ++i) {
+      if (weights[i] < params.min_p) weights[i] = 0;
+      scratch.block_sum[block] += Quanta(weights[i]);
+    }
   }
-  return Walk(weights, scratch.block_sum, static_cast<double>(draw) * total);
+  return Walk(weights, scratch.block_sum, draw);
 }
 
 void Sampler::LogProbs(const float* logits, TokenId chosen, int32_t count, PositionLogProbs* out) const {
@@ -279,7 +283,8 @@ void Sampler::LogProbs(const float* logits, TokenId chosen, int32_t count, Posit
   std::vector<float>& block_max = ThreadScratch().block_max;
   block_max.resize(static_cast<size_t>((vocab_size_ + kBlock - 1) / kBlock));
   RowSummary row = SummarizeRow(isa_, logits, vocab_size_, block_max.data());
-  auto log_total = static_cast<float>(std::log(ExpRow(isa_, logits, vocab_size_, row.max, 1.0f, 0, nullptr, nullptr)));
+  uint64_t total = ExpRow(isa_, logits, vocab_size_, row.max, 1.0f, 0, nullptr, nullptr);
+  auto log_total = static_cast<float>(std::log(static_cast<double>(total) / static_cast<double>(kQuantaOfOne)));
   auto logprob = [&](float logit) { return (logit - row.max) - log_total; };
   out->chosen = logprob(logits[chosen]);
   out->count = std::min({count, PositionLogProbs::kAlternativesMax, vocab_size_});

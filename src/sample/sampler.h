@@ -5,6 +5,11 @@
 //
 // Order of the rules (vLLM's): log-probabilities are taken from the raw logits; then allowed ids, bias, bad words,
 // min_tokens, penalties; then temperature; then top_k, top_p, min_p; then the draw. Greedy never computes a softmax.
+//
+// The draw: weights relative to the best are integers (logit_scan.h), so that sums are exact. Tokens in the order of
+// their logits, the lower id first among equals: top_k keeps the first k; top_p the fewest of these that have its share
+// of their sum; min_p those of at least its weight. What is kept is laid out in the order of ids, and the token that
+// the draw's share of the sum falls on is the choice. The CUDA sampler (ops/sampling.cu) does the same to the bit.
 // Thread: Bind from the backend's; Sample for different slots at once from any.
 #pragma once
 #include <cstdint>
@@ -53,7 +58,7 @@ class Sampler {
   TokenId DrawUnfiltered(const SamplingParams& params, float draw, const float* logits, float max) const;
   TokenId DrawFiltered(const SamplingParams& params, float draw, const float* logits, float max,
                        std::span<const float> block_max) const;
-  TokenId DrawNucleus(const SamplingParams& params, float draw, const float* logits, float max, double wanted) const;
+  TokenId DrawNucleus(const SamplingParams& params, float draw, const float* logits, float max, uint64_t wanted) const;
 
   std::vector<Slot> slots_;
   int32_t vocab_size_;

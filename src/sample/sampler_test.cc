@@ -39,9 +39,9 @@ TEST(LogitScan, EveryInstructionSetGivesTheSameBits) {
     std::vector<float> expected_blocks(blocks), blocks_out(blocks);
     RowSummary expected = SummarizeRow(Isa::kReference, logits.data(), count, expected_blocks.data());
     std::vector<float> expected_weights(logits.size()), weights(logits.size());
-    std::vector<double> expected_sums(blocks), sums(blocks);
-    double sum = ExpRow(Isa::kReference, logits.data(), count, expected.max, 0.7f, 1e-3f, expected_weights.data(),
-                        expected_sums.data());
+    std::vector<uint64_t> expected_sums(blocks), sums(blocks);
+    uint64_t sum = ExpRow(Isa::kReference, logits.data(), count, expected.max, 0.7f, 1e-3f, expected_weights.data(),
+                          expected_sums.data());
     for (int isa = 1; isa <= static_cast<int>(BestIsa()); ++isa) {
       RowSummary row = SummarizeRow(static_cast<Isa>(isa), logits.data(), count, blocks_out.data());
       EXPECT_EQ(row.max, expected.max);
