@@ -7,6 +7,7 @@
 #include <prometheus/text_serializer.h>
 
 #include <array>
+#include <limits>
 
 #include "executor/executor.h"
 
@@ -35,6 +36,21 @@ MetricFamily Reading(const std::string& name, const std::string& help, MetricTyp
     metric.counter.value = value;
   else
     metric.gauge.value = value;
+  family.metric.push_back(std::move(metric));
+  return family;
+}
+
+MetricFamily PaddingHistogram(const ExecutorStats& stats, const std::string& model) {
+  MetricFamily family{
+      "ekiben_step_padding_share", "Padding of a step as a share of its tokens.", MetricType::Histogram, {}};
+  prometheus::ClientMetric metric;
+  metric.label.push_back({"model_name", model});
+  for (size_t i = 0; i < stats.steps_by_padding.size(); ++i) {
+    metric.histogram.sample_count += stats.steps_by_padding[i];
+    bool last = i == ExecutorStats::kPaddingShares.size();
+    metric.histogram.bucket.push_back({metric.histogram.sample_count, last ? std::numeric_limits<double>::infinity()
+                                                                           : ExecutorStats::kPaddingShares[i]});
+  }
   family.metric.push_back(std::move(metric));
   return family;
 }
@@ -129,7 +145,7 @@ std::vector<MetricFamily> Metrics::State::Readings() const {
     out.push_back(Reading(name, help, MetricType::Gauge, value, model));
     if (alias != nullptr) out.push_back(Reading(alias, help, MetricType::Gauge, value, model));
   };
-  auto counter = [&](const char* name, const char* alias, const char* help, uint64_t value) {
+  auto counter = [&](const char* name, const char* alias, const char* help, auto value) {
     out.push_back(Reading(name, help, MetricType::Counter, static_cast<double>(value), model));
     if (alias != nullptr) out.push_back(Reading(alias, help, MetricType::Counter, static_cast<double>(value), model));
   };
@@ -157,6 +173,18 @@ std::vector<MetricFamily> Metrics::State::Readings() const {
         Seconds(e.last_step_device_time));
   gauge("ekiben_last_step_host_seconds", nullptr, "What the last step took on the host beside it.",
         Seconds(e.last_step_host_time));
+  // Rates over ekiben_steps_total are what a step costs the executor's thread.
+  counter("ekiben_steps_host_seconds_total", nullptr,
+          "The executor's own time in steps, without its calls into the backend.", Seconds(e.host_time));
+  counter("ekiben_steps_launch_seconds_total", nullptr, "The executor's time in queueing steps on the device.",
+          Seconds(e.launch_time));
+  counter("ekiben_steps_kernel_by_kernel_total", nullptr, "Steps without a captured graph, on a device that has them.",
+          e.steps_kernel_by_kernel);
+  counter("ekiben_steps_over_budget_total", nullptr,
+          "Steps that took longer than --itl_budget_ms let them be planned for.", e.steps_over_budget);
+  counter("ekiben_tokens_padded_total", nullptr, "Tokens computed as padding of steps to their captured sizes.",
+          e.tokens_padded);
+  out.push_back(PaddingHistogram(e, model));
   gauge("ekiben_last_step_context_tokens", nullptr, "Context tokens of the last step.", e.last_step_context_tokens);
   gauge("ekiben_last_step_generation_rows", nullptr, "Generation rows of the last step.", e.last_step_generation_rows);
   serve::ServiceStats s = service.stats();

@@ -17,6 +17,7 @@
 
 #include "base/result.h"
 #include "request/request.h"
+#include "schedule/context_budget.h"
 #include "schedule/step_plan.h"
 
 namespace ekiben {
@@ -32,6 +33,9 @@ struct BackendInfo {
   int32_t blocks = 0;       // KV pool
   int32_t tickets_max = 1;  // 1: steps do not overlap; 2: step n+1 may be launched before n finished
   int64_t kv_bytes_per_token = 0;
+  // Measured at start, ascending; empty: not known. And what attention of one context token to one key adds.
+  std::vector<StepCost> step_costs;
+  double context_pair_nanos = 0;
 };
 
 // What a slot needs to know of its sequence for as long as it holds it.
@@ -63,6 +67,8 @@ struct StepResult {
   Ticket ticket;
   std::span<const RowResult> rows;  // the plan's rows, in its order
   Nanos device_time{};              // what the step took on the device
+  int32_t tokens_padded = 0;        // computed beside the plan's, because steps come in few sizes
+  bool kernel_by_kernel = false;    // not as a captured graph, on a device that has them
 };
 
 class Backend {
@@ -73,6 +79,9 @@ class Backend {
   virtual void BindSlot(const SlotBinding& binding) = 0;
   virtual Result<Ticket> Launch(const StepPlan& plan) = 0;
   virtual Result<StepResult> Finish(Ticket ticket) = 0;
+  // Called when no step is in flight and none can be planned: a few milliseconds of work that makes later steps
+  // faster. False when there is none left. An error is a device fault.
+  virtual Result<bool> UseIdleTime() { return false; }
 };
 
 }  // namespace ekiben

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/arithmetic.h"
 #include "base/check.h"
 #include "base/philox.h"
 
@@ -111,6 +112,10 @@ FakeBackend::FakeBackend(FakeBackendOptions options) : options_(std::move(option
            .blocks = o.blocks,
            .tickets_max = o.tickets_max,
            .kv_bytes_per_token = sizeof(TokenId)};
+  if (o.knows_step_costs) {
+    for (int32_t tokens : {1, o.max_num_tokens + 1})
+      info_.step_costs.push_back({tokens, o.step_time + o.step_time_per_token * tokens});
+  }
   auto rows = static_cast<size_t>(o.max_batch_size);
   kv_.assign(static_cast<size_t>(o.blocks) * static_cast<size_t>(o.tokens_per_block), kUnwritten);
   slots_.resize(rows);
@@ -313,6 +318,8 @@ void FakeBackend::RunRow(const StepPlan& plan, const PlanRow& row, RowResult& re
 Result<StepResult> FakeBackend::Finish(Ticket ticket) {
   if (ticket.value != next_finish_) Violation(fmt::format("tickets finish in order: {}", ticket.value));
   ++next_finish_;
+  if (finishes_ == options_.finish_hangs_at)
+    while (!options_.hang_ends->load()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   if (finishes_++ == options_.finish_fails_at) return Error(Code::kInternal, "fake device fault at finish");
   Flight& flight = flights_[ticket.value % flights_.size()];
   CHECK(flight.used, "ticket {} is not in flight", ticket.value);
@@ -333,7 +340,8 @@ Result<StepResult> FakeBackend::Finish(Ticket ticket) {
   flight.used = false;
   return StepResult{.ticket = ticket,
                     .rows = results_,
-                    .device_time = options_.step_time + options_.step_time_per_token * flight.plan.token_count()};
+                    .device_time = options_.step_time + options_.step_time_per_token * flight.plan.token_count(),
+                    .tokens_padded = RoundUp(flight.plan.token_count(), options_.pads_to) - flight.plan.token_count()};
 }
 
 }  // namespace ekiben

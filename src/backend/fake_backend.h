@@ -10,6 +10,7 @@
 // Steps run in Finish, in order; Launch only queues. Time passes on the given FakeClock, on the system clock, or not
 // at all. Thread: one (the executor's); violations() and counters when it is idle.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -36,11 +37,15 @@ struct FakeBackendOptions {
   // What a step takes: base + a token. With `fake_clock` Finish advances it to the step's end; otherwise, when
   // `real_time`, Finish sleeps until then; otherwise a step takes no time.
   Nanos step_time{}, step_time_per_token{};
+  bool knows_step_costs = false;  // says so in info()
+  int32_t pads_to = 1;            // steps come in multiples of so many tokens
+  int32_t idle_work = 0;          // calls of UseIdleTime that find something to do
   FakeClock* fake_clock = nullptr;
   bool real_time = false;
 
   // Faults. Step numbers count launches from 0; -1: never.
-  int64_t launch_fails_at = -1, finish_fails_at = -1;
+  int64_t launch_fails_at = -1, finish_fails_at = -1, finish_hangs_at = -1;
+  const std::atomic<bool>* hang_ends = nullptr;  // a Finish that hangs does so until this is true
   // True: this row's logits are not finite (sequence, its index of n, tokens generated so far).
   std::function<bool(const Request&, int32_t sequence_index, int32_t draw_position)> not_finite;
 
@@ -62,9 +67,11 @@ class FakeBackend final : public Backend {
   void BindSlot(const SlotBinding& binding) override;
   Result<Ticket> Launch(const StepPlan& plan) override;
   Result<StepResult> Finish(Ticket ticket) override;
+  Result<bool> UseIdleTime() override { return ++idle_calls_ < options_.idle_work; }
 
   const std::vector<std::string>& violations() const { return violations_; }
   int64_t launches() const { return launches_; }
+  int32_t idle_calls() const { return idle_calls_; }
 
  private:
   struct Slot;
@@ -86,6 +93,7 @@ class FakeBackend final : public Backend {
   std::vector<Flight> flights_;  // a ring of tickets_max
   uint64_t next_ticket_ = 1, next_finish_ = 1;
   int64_t launches_ = 0, finishes_ = 0;
+  int32_t idle_calls_ = 0;
   std::vector<BlockId> written_;  // blocks that rows of the plan under check write; scratch
   std::vector<RowResult> results_;
   std::vector<TokenId> sampled_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 
 #include "base/arithmetic.h"
 
@@ -48,7 +49,7 @@ class WarmUpSteps {
                .copies = 0}) {}
 
   // `rows` new sequences with a prompt of `tokens` each, from slot 0 on.
-  Result<void> Context(int32_t rows, int32_t tokens) {
+  Result<Nanos> Context(int32_t rows, int32_t tokens) {
     plan_.Clear();
     std::vector<TokenId> prompt(static_cast<size_t>(tokens));
     for (int32_t i = 0; i < tokens; ++i) prompt[static_cast<size_t>(i)] = i % info_.vocab_size;
@@ -63,7 +64,7 @@ class WarmUpSteps {
   }
 
   // The next token of the sequences in the first `rows` slots, which have `position` tokens.
-  Result<void> Generation(int32_t rows, int32_t position) {
+  Result<Nanos> Generation(int32_t rows, int32_t position) {
     plan_.Clear();
     for (int32_t slot = 0; slot < rows; ++slot)
       plan_.AddGenerationRow(SequenceOf(slot), {slot}, position, OutputKind::kSample);
@@ -76,11 +77,11 @@ class WarmUpSteps {
  private:
   static SequenceId SequenceOf(int32_t slot) { return {static_cast<uint64_t>(slot) + 1}; }
 
-  Result<void> Run() {
+  Result<Nanos> Run() {
     ASSIGN_OR_RETURN(Ticket ticket, backend_.Launch(plan_));
     ASSIGN_OR_RETURN(StepResult result, backend_.Finish(ticket));
     CHECK_EQ(result.rows.size(), plan_.rows().size());
-    return {};
+    return result.device_time;
   }
 
   Backend& backend_;
@@ -91,16 +92,22 @@ class WarmUpSteps {
 
 }  // namespace
 
-Result<void> WarmUp(Backend& backend) {
+Result<std::vector<StepCost>> WarmUp(Backend& backend) {
   WarmUpSteps steps(backend);
-  RETURN_IF_ERROR(steps.Context(1, steps.tokens_max()));
-  RETURN_IF_ERROR(steps.Context(steps.rows_max(), 1));
+  std::map<int32_t, Nanos> costs;
+  ASSIGN_OR_RETURN(costs[steps.tokens_max()], steps.Context(1, steps.tokens_max()));
+  ASSIGN_OR_RETURN(costs[steps.rows_max()], steps.Context(steps.rows_max(), 1));
   // Within the one block that each row has.
   int32_t positions = std::min(backend.info().tokens_per_block, backend.info().max_seq_len);
-  if (positions > 1) RETURN_IF_ERROR(steps.Generation(steps.rows_max(), 1));
-  for (int32_t position = 2; position < std::min(positions, kGenerationSteps); ++position)
-    RETURN_IF_ERROR(steps.Generation(1, position));
-  return {};
+  if (positions > 1) {
+    ASSIGN_OR_RETURN(costs[steps.rows_max()], steps.Generation(steps.rows_max(), 1));
+  }
+  for (int32_t position = 2; position < std::min(positions, kGenerationSteps); ++position) {
+    ASSIGN_OR_RETURN(costs[1], steps.Generation(1, position));
+  }
+  std::vector<StepCost> out;
+  for (auto [tokens, time] : costs) out.push_back({tokens, time});
+  return out;
 }
 
 }  // namespace ekiben

@@ -8,7 +8,8 @@
 
 namespace ekiben {
 
+// Returns what steps of some sizes took, ascending: a first estimate, because the first step of a size is its slowest.
 // Errors: a device fault.
-Result<void> WarmUp(Backend& backend);
+Result<std::vector<StepCost>> WarmUp(Backend& backend);
 
 }  // namespace ekiben

@@ -24,8 +24,10 @@ TEST(WarmUpTest, KeepsTheContractUnderAnyLimits) {
        {Limits(64, 2048, 2048, 1024), Limits(128, 128, 8192, 512), Limits(1, 1, 1, 1), Limits(4, 16, 2, 1),
         Limits(32, 512, 64, 4), Limits(8, 4096, 100, 7)}) {
     FakeBackend backend(options);
-    Result<void> result = WarmUp(backend);
+    Result<std::vector<StepCost>> result = WarmUp(backend);
     ASSERT_TRUE(result.ok()) << result.error().message();
+    ASSERT_FALSE(result->empty());
+    for (size_t i = 1; i < result->size(); ++i) EXPECT_LT((*result)[i - 1].tokens, (*result)[i].tokens);
     EXPECT_TRUE(backend.violations().empty()) << backend.violations().front();
     EXPECT_GE(backend.launches(), 2);
   }

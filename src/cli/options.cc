@@ -108,6 +108,15 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
       ->group(kGroup);
   add_switch("--enable_chunked_context", e.enable_chunked_context,
              "Split long prompts over steps, so that generation goes on beside them");
+  add(app.add_option("--itl_budget_ms", o.itl_budget_ms,
+                     "Bound of a step's time while something generates, kept by cutting context: milliseconds; off; "
+                     "auto: on cuda 1.5 steps of generation alone, where its steps' costs are known, off on a CPU"));
+  app.add_option(
+         "--step_timeout_s", o.step_timeout_s,
+         "A step that takes longer is a device fault: its requests fail, serve ends with exit code 1; 0: never; "
+         "default: 60 on cuda, 0 elsewhere")
+      ->group(kGroup)
+      ->check(CLI::Range(0.0, 86400.0));
   add_switch("--enable_kv_cache_reuse", e.enable_kv_cache_reuse, "Keep finished prefixes and reuse their blocks");
   add(app.add_option("--max_attention_window_size", e.max_attention_window_size,
                      "Attend to that many last tokens only; 0: max_seq_len")

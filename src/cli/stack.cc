@@ -1,6 +1,7 @@
 #include "cli/stack.h"
 
 #include <algorithm>
+#include <charconv>
 #include <fstream>
 #include <thread>
 
@@ -49,6 +50,18 @@ Result<int32_t> KvBlocks(const StackOptions& options, const Engine& engine, DTyp
   if (options.max_tokens_in_paged_kv_cache > 0)
     blocks = std::min(blocks, options.max_tokens_in_paged_kv_cache / per_block);
   return static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX));
+}
+
+Result<Nanos> ItlBudget(const std::string& option, bool cuda) {
+  if (option == "auto") return cuda ? ExecutorConfig::kItlAuto : Nanos(0);
+  if (option == "off") return Nanos(0);
+  double ms = 0;
+  auto [end, error] = std::from_chars(option.data(), option.data() + option.size(), ms);
+  if (error != std::errc() || end != option.data() + option.size() || !(ms > 0 && ms <= 1e6))
+    return Error(Code::kInvalid,
+                 fmt::format("itl_budget_ms: '{}' is not auto, off or milliseconds in (0, 1e6]", option),
+                 "itl_budget_ms");
+  return Nanos(static_cast<int64_t>(ms * 1e6));
 }
 
 // The engine on a GPU, in the sizes that the CPU backend would have.
@@ -110,6 +123,8 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& named, const Stac
   }
 
   ExecutorConfig executor = options.executor;
+  ASSIGN_OR_RETURN(executor.itl_budget, ItlBudget(options.itl_budget_ms, cuda));
+  executor.step_timeout = Nanos(static_cast<int64_t>(options.step_timeout_s.value_or(cuda ? 60 : 0) * 1e9));
   executor.max_attention_window_size = model.sliding_window;  // blocks behind the window are given back
   if (executor.max_batch_size == 0) executor.max_batch_size = e.build.max_batch_size;
   if (executor.max_num_tokens == 0) executor.max_num_tokens = e.build.max_num_tokens;
@@ -135,7 +150,7 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& named, const Stac
   } else {
     ASSIGN_OR_RETURN(auto cpu, CpuBackend::Create(*stack->model_, backend, clock));
     stack->memory_ = cpu->memory();
-    RETURN_IF_ERROR(WarmUp(*cpu));
+    ASSIGN_OR_RETURN(executor.step_costs, WarmUp(*cpu));
     stack->backend_ = std::move(cpu);
   }
   ASSIGN_OR_RETURN(stack->executor_, Executor::Create(*stack->backend_, executor, clock));

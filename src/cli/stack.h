@@ -21,6 +21,8 @@ namespace ekiben::cli {
 
 struct StackOptions {
   ExecutorConfig executor;
+  std::string itl_budget_ms = "auto";    // auto, off or milliseconds
+  std::optional<double> step_timeout_s;  // none: a minute on cuda, no limit elsewhere
   std::string backend = "cpu";  // "cuda": one GPU; "fake": hashed tokens at no cost, to measure everything around it
   int32_t threads = 0;          // 0: one for each core
   double kv_cache_free_mem_fraction = 0.3;

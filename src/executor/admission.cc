@@ -31,7 +31,26 @@ bool ExecutorLoop::WaitingForCompany(Nanos now) {
   return true;
 }
 
+// Of the next step: by what generates now, and by who has waited longest for a first token.
+ContextAllowance ExecutorLoop::Allowance() const {
+  if (config_.itl_budget == Nanos(0) || !costs_.known()) return {};
+  auto rows = std::ranges::count_if(views_, [](const SequenceView& v) { return v.generation && v.tokens_left > 0; });
+  const Sequence* oldest = waiting_.first();
+  for (const Sequence* sequence : viewed_) {
+    if (sequence->phase != Phase::kContext) continue;
+    if (oldest == nullptr || sequence->owner->request->arrival < oldest->owner->request->arrival) oldest = sequence;
+  }
+  OldestContext context;
+  if (oldest != nullptr) {
+    auto tokens = static_cast<int32_t>(oldest->tokens.size());
+    context = {now_ - oldest->owner->request->arrival, oldest->cached, tokens - oldest->cached, tokens};
+  }
+  Nanos bound = config_.itl_budget == ExecutorConfig::kItlAuto ? Nanos(0) : config_.itl_budget;
+  return AllowanceFor(costs_, static_cast<int32_t>(rows), bound, context);
+}
+
 void ExecutorLoop::Plan() {
+  FillRunningViews();
   StepLimits limits{
       .max_batch_size = config_.max_batch_size,
       .max_num_tokens = config_.max_num_tokens + Planted(PlantedBug::kBudgetOffByOne),
@@ -39,6 +58,7 @@ void ExecutorLoop::Plan() {
       .blocks_available = cache_.available(),
       .slots_free = static_cast<int32_t>(free_slots_.size()),
       .entries_max = plan_.capacity().table_edits - BlocksFor(config_.max_num_tokens) - 2 * config_.max_batch_size,
+      .context = Allowance(),
       .long_starts_max = config_.context_admission_policy == ContextAdmissionPolicy::kPaced
                              ? pace_.StartsMax(waiting_.size())
                              : INT32_MAX,
@@ -48,9 +68,9 @@ void ExecutorLoop::Plan() {
       .batching = config_.batching_strategy,
       .chunking = config_.context_chunking_policy,
       .enable_chunked_context = config_.enable_chunked_context};
-  FillRunningViews();
   next_waiting_ = waiting_.first();
   pulled_.clear();
+  step_nanos_max_ = limits.context.nanos_max;
   PlanStep(views_, *this, limits, decision_);
   // Blocks may be on their way back with a step in flight: it finishes first, and only then is anything paused.
   if (!decision_.short_of_blocks || in_flight_ > 0) return;
@@ -172,6 +192,7 @@ void ExecutorLoop::Act() {
   Flight& flight = NextFlight();
   flight.rows.clear();
   flight.number = ++launches_;
+  flight.pairs = 0;
   PauseSequences();
   for (const auto& context : decision_.contexts) {
     if (context.admitted) StartSequence(SequenceOf(context));
@@ -181,6 +202,7 @@ void ExecutorLoop::Act() {
     if (context.token_count > 0) AddContextRow(SequenceOf(context), context.token_count);
   }
   flight.context_rows = flight.rows.size();
+  flight.nanos_max = step_nanos_max_;
   for (int32_t index : decision_.generations) AddGenerationRow(*viewed_[static_cast<size_t>(index)]);
 }
 
@@ -302,6 +324,7 @@ void ExecutorLoop::AddContextRow(Sequence& sequence, int32_t token_count) {
                       tokens.subspan(static_cast<size_t>(position), static_cast<size_t>(token_count)), output);
   Flight& flight = NextFlight();
   flight.rows.push_back({sequence.slot, sequence.id, position, token_count, samples});
+  flight.pairs += ContextPairs(position, token_count);
   sequence.cached = end;
   sequence.samples_in_flight += samples;
   sequence.last_ticket = flight.number;
@@ -319,20 +342,23 @@ void ExecutorLoop::AddGenerationRow(Sequence& sequence) {
   sequence.last_ticket = flight.number;
 }
 
-bool ExecutorLoop::Launch() {
+ExecutorLoop::Outcome ExecutorLoop::Launch() {
   Nanos begin = clock_.Now();
+  calls_.Enter(begin);
   Result<Ticket> ticket = backend_.Launch(plan_);
-  in_backend_ += clock_.Now() - begin;
+  if (!calls_.Leave()) return Outcome::kTakenOver;
+  in_launch_ = clock_.Now() - begin;
+  in_backend_ += in_launch_;
   if (!ticket.ok()) {
     ReturnFlight(NextFlight());
     DeviceFault(ticket.error());
-    return false;
+    return Outcome::kFault;
   }
   NextFlight().ticket = *ticket;
   pace_.Count(std::ranges::any_of(decision_.contexts,
                                   [&](const auto& context) { return context.token_count > limits_.tokens_per_block; }));
   ++in_flight_;
-  return true;
+  return Outcome::kWorked;
 }
 
 }  // namespace ekiben

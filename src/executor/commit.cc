@@ -8,13 +8,18 @@
 namespace ekiben {
 
 // Waits for the oldest step and makes its results visible.
-void ExecutorLoop::FinishOldest() {
+ExecutorLoop::Outcome ExecutorLoop::FinishOldest() {
   Flight& flight = flights_[oldest_flight_];
   Nanos begin = clock_.Now();
+  calls_.Enter(begin);
   Result<StepResult> result = backend_.Finish(flight.ticket);
+  if (!calls_.Leave()) return Outcome::kTakenOver;
   now_ = clock_.Now();
   in_backend_ += now_ - begin;
-  if (!result.ok()) return DeviceFault(result.error());
+  if (!result.ok()) {
+    DeviceFault(result.error());
+    return Outcome::kFault;
+  }
   oldest_flight_ = (oldest_flight_ + 1) % flights_.size();
   --in_flight_;
   ReturnFlight(flight);
@@ -28,12 +33,27 @@ void ExecutorLoop::FinishOldest() {
   }
   newest_begin_ = now_;
   if (context_tokens == 0) generation_step_time_ = result->device_time;
+  costs_.Observe(generation_rows, context_tokens, flight.pairs, result->device_time);
+  CountStep(flight, *result);
   counters_.steps.fetch_add(1, std::memory_order_relaxed);
   counters_.context_tokens.fetch_add(static_cast<uint64_t>(context_tokens), std::memory_order_relaxed);
   counters_.generation_tokens.fetch_add(static_cast<uint64_t>(generation_rows), std::memory_order_relaxed);
   counters_.last_step_context_tokens.store(context_tokens, std::memory_order_relaxed);
   counters_.last_step_generation_rows.store(generation_rows, std::memory_order_relaxed);
   counters_.last_step_device_time.store(result->device_time.count(), std::memory_order_relaxed);
+  return Outcome::kWorked;
+}
+
+void ExecutorLoop::CountStep(const Flight& flight, const StepResult& result) {
+  auto add = [](auto& counter, uint64_t value) { counter.fetch_add(value, std::memory_order_relaxed); };
+  int32_t tokens = 0;
+  for (const Flight::Row& row : flight.rows) tokens += row.token_count;
+  double share = static_cast<double>(result.tokens_padded) / tokens;
+  auto at = std::ranges::lower_bound(ExecutorStats::kPaddingShares, share) - ExecutorStats::kPaddingShares.begin();
+  add(counters_.steps_by_padding[static_cast<size_t>(at)], 1);
+  add(counters_.tokens_padded, static_cast<uint64_t>(result.tokens_padded));
+  add(counters_.steps_kernel_by_kernel, result.kernel_by_kernel);
+  add(counters_.steps_over_budget, static_cast<double>(result.device_time.count()) > flight.nanos_max);
 }
 
 void ExecutorLoop::ReturnFlight(Flight& flight) {

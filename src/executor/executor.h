@@ -6,6 +6,7 @@
 // A request ends exactly once for each of its n sequences, with one reason, whatever happens: cancel, deadline,
 // device fault, shutdown.
 #pragma once
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -36,10 +37,18 @@ struct ExecutorConfig {
   // kOverloaded.
   int64_t max_queue_tokens = 8'388'608;
   int64_t max_queue_delay_microseconds = 0;  // an idle executor waits this long for company before the first step
+  // Bound of a step's time while something generates, kept by cutting context (schedule/context_budget.h); needs a
+  // backend that knows its steps' costs. kItlAuto: 1.5 steps of generation alone; zero: none.
+  Nanos itl_budget = kItlAuto;
+  std::vector<StepCost> step_costs;  // of a backend whose info() has none
+  Nanos step_timeout{};  // a call into the backend that takes longer is a device fault; zero: waits for ever
+
+  static constexpr Nanos kItlAuto{-1};
 };
 
 // A snapshot for /metrics, the dashboard and tests. Counters only grow.
 struct ExecutorStats {
+  static constexpr std::array<double, 5> kPaddingShares = {0, .02, .04, .08, .16};
   uint64_t steps = 0, context_tokens = 0, generation_tokens = 0, requests_finished = 0, preemptions = 0;
   uint64_t prefix_tokens_queried = 0, prefix_tokens_reused = 0;
   int32_t waiting = 0, running = 0, paused = 0;
@@ -47,6 +56,12 @@ struct ExecutorStats {
   int32_t last_step_context_tokens = 0, last_step_generation_rows = 0;
   int32_t blocks_total = 0, blocks_used = 0, blocks_cached = 0;  // used: leased; cached: reusable, evictable
   Nanos last_step_device_time{}, last_step_host_time{};
+  // Sums over all steps: the executor's own time, all but the calls into the backend; and its calls of Launch.
+  Nanos host_time{}, launch_time{};
+  uint64_t steps_kernel_by_kernel = 0, steps_over_budget = 0;  // not as a graph; over the bound that was planned for
+  // Tokens computed as padding; steps by their share of it, of the plan's tokens: at most kPaddingShares[i], then more.
+  uint64_t tokens_padded = 0;
+  std::array<uint64_t, kPaddingShares.size() + 1> steps_by_padding{};
   uint64_t allocations_in_steps = 0;  // heap allocations by the executor thread while stepping (counted in tests)
 };
 
@@ -71,7 +86,8 @@ class Executor {
   virtual bool Step() = 0;
   // No new requests from here on; returns when the running ones have ended or at `deadline`, then cancels the rest.
   virtual void Drain(Nanos deadline) = 0;
-  // Cancels everything and joins.
+  // Cancels everything and joins. A thread that a device holds since a fault by timeout is waited for two seconds; then
+  // the process ends here with exit code 1, because its memory cannot be taken away under it.
   virtual void Shutdown() = 0;
 
   virtual ExecutorStats stats() const = 0;

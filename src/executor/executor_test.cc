@@ -584,6 +584,119 @@ TEST_P(ExecutorTickets, SteadyStateAllocatesNothing) {
   thread_allocation_counter = nullptr;
 }
 
+// Prompts of 300 tokens beside 4 streams: a step of generation alone takes 5.4 ms, so 8.1 ms leave 2.7 ms, 27 tokens.
+TEST(Executor, ABoundOnStepsCutsContextAndNobodyStarves) {
+  FakeBackendOptions options;
+  options.knows_step_costs = true;
+  options.step_time = milliseconds(5);
+  options.step_time_per_token = microseconds(100);
+  ExecutorConfig config;
+  for (Nanos bound : {ExecutorConfig::kItlAuto, Nanos(0)}) {
+    config.itl_budget = bound;
+    Harness h(options, config);
+    for (uint64_t id = 1; id <= 4; ++id) ASSERT_TRUE(h.executor->Submit(MakeRequest(id, Tokens(8), 200), &h.sink).ok());
+    for (int i = 0; i < 20; ++i) h.executor->Step();
+    auto late = MakeRequest(9, Tokens(300, 3), 4);
+    late->arrival = h.clock.Now();
+    ASSERT_TRUE(h.executor->Submit(late, &h.sink).ok());
+    Nanos longest{};
+    for (int i = 0; i < 150 && h.sink.stream(9).tokens.empty(); ++i) {
+      Nanos begin = h.clock.Now();
+      h.executor->Step();
+      longest = std::max(longest, h.clock.Now() - begin);
+    }
+    EXPECT_FALSE(h.sink.stream(9).tokens.empty());
+    if (bound == Nanos(0)) {
+      EXPECT_GT(longest, milliseconds(30));
+    } else {
+      EXPECT_LE(longest, microseconds(8100));
+      EXPECT_LE(h.clock.Now() - late->arrival, milliseconds(300));
+    }
+    h.Run();
+    h.ExpectOracle(*late);
+    EXPECT_EQ(h.executor->stats().steps_over_budget, 0u);
+  }
+}
+
+TEST(Executor, StepsAreCountedByTheShareOfTheirPadding) {
+  FakeBackendOptions options;
+  options.pads_to = 8;
+  Harness h(options);
+  ASSERT_TRUE(h.executor->Submit(MakeRequest(1, Tokens(95), 11), &h.sink).ok());  // 95 of 96, then ten times 1 of 8
+  h.Run();
+  ExecutorStats stats = h.executor->stats();
+  EXPECT_EQ(stats.tokens_padded, 1u + 10 * 7);
+  EXPECT_EQ(stats.steps_by_padding, (std::array<uint64_t, 6>{0, 1, 0, 0, 0, 10}));
+  EXPECT_EQ(stats.steps_kernel_by_kernel, 0u);
+}
+
+TEST(ExecutorThreads, IdleMomentsAreOfferedToTheBackendUntilItHasNothingToDo) {
+  FakeBackendOptions options;
+  options.idle_work = 20;
+  FakeBackend backend(options);
+  auto executor = *Executor::Create(backend, {}, SystemClock::Get());
+  executor->Start();
+  Collector sink;
+  ASSERT_TRUE(executor->Submit(MakeRequest(1, Tokens(8), 10), &sink).ok());
+  for (int i = 0; i < 1000 && sink.ended() < 1; ++i) std::this_thread::sleep_for(milliseconds(1));
+  executor->Shutdown();
+  EXPECT_GE(backend.idle_calls(), 20);
+  EXPECT_LE(backend.idle_calls(), 30) << "it waits when there is nothing left";
+}
+
+// The watchdog ends everybody while the device holds the executor's thread; that thread comes back and leaves.
+TEST(ExecutorThreads, ADeviceThatDoesNotAnswerIsAFaultAndNothingHangs) {
+  for (int tickets : {1, 2}) {
+    std::atomic<bool> hang_ends{false};
+    FakeBackendOptions options;
+    options.tickets_max = tickets;
+    options.finish_hangs_at = 5;
+    options.hang_ends = &hang_ends;
+    FakeBackend backend(options);
+    ExecutorConfig config;
+    config.step_timeout = milliseconds(200);
+    auto executor = *Executor::Create(backend, config, SystemClock::Get());
+    Collector sink;
+    for (uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(executor->Submit(MakeRequest(id, Tokens(8), 100), &sink).ok());
+    executor->Start();
+    for (int i = 0; i < 5000 && sink.ended() < 3; ++i) std::this_thread::sleep_for(milliseconds(2));
+    ASSERT_EQ(sink.ended(), 3u);
+    for (uint64_t id = 1; id <= 3; ++id) {
+      EXPECT_EQ(sink.stream(id).reason, FinishReason::kError);
+      EXPECT_EQ(sink.stream(id).error, Code::kUnavailable);
+    }
+    EXPECT_FALSE(executor->healthy());
+    EXPECT_NE(executor->fault().find("step_timeout_s 0.2"), std::string::npos) << executor->fault();
+    auto refused = executor->Submit(MakeRequest(9, Tokens(8), 4), &sink);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code(), Code::kUnavailable);
+    hang_ends = true;
+    executor->Shutdown();
+    EXPECT_EQ(sink.ended(), 3u);
+  }
+}
+
+TEST(ExecutorThreadsDeathTest, AThreadThatNeverComesBackEndsTheProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        std::atomic<bool> hang_ends{false};
+        FakeBackendOptions options;
+        options.finish_hangs_at = 0;
+        options.hang_ends = &hang_ends;
+        FakeBackend backend(options);
+        ExecutorConfig config;
+        config.step_timeout = milliseconds(50);
+        auto executor = *Executor::Create(backend, config, SystemClock::Get());
+        Collector sink;
+        (void)executor->Submit(MakeRequest(1, Tokens(8), 100), &sink);
+        executor->Start();
+        while (executor->healthy()) std::this_thread::sleep_for(milliseconds(1));
+        executor->Shutdown();
+      },
+      testing::ExitedWithCode(1), "");
+}
+
 TEST(ExecutorThreads, ManySubmittersCancelsDrain) {
   FakeBackendOptions options;
   options.tickets_max = 2;

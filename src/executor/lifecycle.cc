@@ -82,6 +82,8 @@ ExecutorLoop::ExecutorLoop(Backend& backend, const ExecutorConfig& config, const
               .blocks_per_sequence = CeilDiv(backend.info().max_seq_len, backend.info().tokens_per_block)}),
       plan_(CapacityFor(backend.info(), config)),
       decision_(config.max_batch_size),
+      costs_(backend.info().step_costs.empty() ? config.step_costs : backend.info().step_costs,
+             backend.info().context_pair_nanos),
       // The window, the block begun before it, one a step in flight delays, and the largest chunk.
       window_blocks_max_(BlocksFor(limits_.attention_window) + BlocksFor(config.max_num_tokens) + 3) {
   auto slots = static_cast<size_t>(config.max_batch_size);
@@ -110,14 +112,30 @@ ExecutorLoop::~ExecutorLoop() {
 void ExecutorLoop::Start() {
   CHECK(!threaded_.exchange(true), "the executor is started already");
   thread_ = std::thread([this] { Run(); });
+  if (config_.step_timeout > Nanos(0)) watchdog_thread_ = std::thread([this] { Watch(); });
 }
 
 void ExecutorLoop::Run() {
   pthread_setname_np(pthread_self(), "executor");
   while (!stopping_.load(std::memory_order_acquire)) {
     WaitToLaunch();
-    if (!Step()) WaitForWork();
+    Outcome outcome = Turn();
+    if (outcome == Outcome::kTakenOver) {
+      std::lock_guard lock(watch_mutex_);
+      left_ = true;
+      watch_.notify_all();
+      return;
+    }
+    if (outcome == Outcome::kNothing && !UseIdleTime()) WaitForWork();
   }
+}
+
+// False when there is nothing to do in an idle moment.
+bool ExecutorLoop::UseIdleTime() {
+  if (!healthy() || company_until_) return false;
+  Result<bool> more = backend_.UseIdleTime();
+  if (!more.ok()) DeviceFault(more.error());
+  return more.ok() && *more;
 }
 
 // With a step in flight the next one is planned late, shortly before the device needs it: who arrives until then joins
@@ -181,7 +199,7 @@ void ExecutorLoop::Shutdown() {
   cancel_all_.store(true, std::memory_order_release);
   stopping_.store(true, std::memory_order_release);
   Wake();
-  if (thread_.joinable()) thread_.join();
+  JoinThreads();
   threaded_.store(false);
   while (Step()) {  // ends what is left and takes the steps in flight home
   }
@@ -194,12 +212,18 @@ void ExecutorLoop::PublishStats(Nanos step_begin) {
   set(counters_.paused, paused_);
   set(counters_.blocks_cached, cached);
   set(counters_.blocks_used, cache_.total() - cache_.available());
-  set(counters_.last_step_host_time, (clock_.Now() - step_begin - in_backend_).count());
+  Nanos host = clock_.Now() - step_begin - in_backend_;
+  if (in_backend_ == Nanos(0)) return;  // no step: nothing to say of one
+  set(counters_.last_step_host_time, host.count());
+  counters_.host_time.fetch_add(host.count(), std::memory_order_relaxed);
+  counters_.launch_time.fetch_add(in_launch_.count(), std::memory_order_relaxed);
 }
 
 ExecutorStats ExecutorLoop::stats() const {
   auto get = [](const auto& counter) { return counter.load(std::memory_order_relaxed); };
   const Counters& c = counters_;
+  std::array<uint64_t, ExecutorStats::kPaddingShares.size() + 1> by_padding;
+  std::ranges::transform(c.steps_by_padding, by_padding.begin(), get);
   return {.steps = get(c.steps),
           .context_tokens = get(c.context_tokens),
           .generation_tokens = get(c.generation_tokens),
@@ -218,6 +242,12 @@ ExecutorStats ExecutorLoop::stats() const {
           .blocks_cached = get(c.blocks_cached),
           .last_step_device_time = Nanos(get(c.last_step_device_time)),
           .last_step_host_time = Nanos(get(c.last_step_host_time)),
+          .host_time = Nanos(get(c.host_time)),
+          .launch_time = Nanos(get(c.launch_time)),
+          .steps_kernel_by_kernel = get(c.steps_kernel_by_kernel),
+          .steps_over_budget = get(c.steps_over_budget),
+          .tokens_padded = get(c.tokens_padded),
+          .steps_by_padding = by_padding,
           .allocations_in_steps = get(c.allocations_in_steps)};
 }
 

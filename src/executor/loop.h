@@ -4,6 +4,7 @@
 //   admission.cc   views of sequences -> PlanStep -> blocks reserved -> StepPlan built -> launched
 //   commit.cc      results -> tokens emitted, blocks published for reuse, sequences ended
 //   lifecycle.cc   Create, Start, Drain, Shutdown, stats, audit
+//   watchdog.cc    takes the loop over when the backend does not return
 //
 // Two steps may be in flight (backend.info().tickets_max): step n+1 is planned while n runs, with what n will do taken
 // as done. What n's tokens decide (stop tokens) is seen one step late; the row that n+1 then computes for nothing is
@@ -24,6 +25,7 @@
 #include "base/bounded_queue.h"
 #include "cache/kv_cache.h"
 #include "cache/planted_bug.h"
+#include "executor/backend_calls.h"
 #include "executor/executor.h"
 #include "executor/sequence.h"
 #include "schedule/plan_step.h"
@@ -48,6 +50,8 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   Result<void> Audit() const override;
 
  private:
+  // kTakenOver: the watchdog owns the loop's state; nothing of it may be touched, the thread leaves.
+  enum class Outcome : uint8_t { kNothing, kWorked, kFault, kTakenOver };
   // One launched step.
   struct Flight {
     struct Row {
@@ -61,6 +65,8 @@ class ExecutorLoop final : public Executor, private WaitingViews {
     uint64_t number = 0;  // of launches
     std::vector<Row> rows;
     size_t context_rows = 0;    // the first ones
+    double pairs = 0;           // of context tokens and the keys they see
+    double nanos_max = 0;       // planned for; infinity: no bound
     BlockLease lease;           // blocks of sequences that ended while it was in flight, and sources of its copies
     std::vector<SlotId> slots;  // the same for slots
   };
@@ -70,7 +76,9 @@ class ExecutorLoop final : public Executor, private WaitingViews {
     std::atomic<uint64_t> prefix_tokens_queried{0}, prefix_tokens_reused{0}, allocations_in_steps{0};
     std::atomic<int32_t> running{0}, paused{0}, last_step_context_tokens{0}, last_step_generation_rows{0};
     std::atomic<int32_t> blocks_used{0}, blocks_cached{0};
-    std::atomic<int64_t> last_step_device_time{0}, last_step_host_time{0};
+    std::atomic<int64_t> last_step_device_time{0}, last_step_host_time{0}, host_time{0}, launch_time{0};
+    std::atomic<uint64_t> steps_kernel_by_kernel{0}, steps_over_budget{0}, tokens_padded{0};
+    std::array<std::atomic<uint64_t>, ExecutorStats::kPaddingShares.size() + 1> steps_by_padding{};
   };
 
   // --- any thread (arrivals.cc, lifecycle.cc)
@@ -89,6 +97,7 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   // --- admission.cc
   bool WaitingForCompany(Nanos now);
   void Plan();
+  ContextAllowance Allowance() const;
   void FillRunningViews();
   const SequenceView* Next() override;  // WaitingViews
   SequenceView ViewOf(Sequence& sequence) const;
@@ -106,10 +115,11 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   void AddContextRow(Sequence& sequence, int32_t token_count);
   void AddGenerationRow(Sequence& sequence);
   void AppendBlocks(Sequence& sequence, int32_t tokens_end);
-  bool Launch();
+  Outcome Launch();
 
   // --- commit.cc
-  void FinishOldest();
+  Outcome FinishOldest();
+  void CountStep(const Flight& flight, const StepResult& result);
   void CommitRow(const Flight::Row& row, const RowResult& result);
   void KeepPromptLogProbs(Sequence& sequence, const Flight::Row& row, const RowResult& result);
   void AcceptToken(Sequence& sequence, TokenId token, const PositionLogProbs* logprobs);
@@ -130,7 +140,11 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   void CompactRunning();
   void PublishStats(Nanos step_begin);
 
+  Outcome Turn();
   void Run();
+  void Watch();
+  void JoinThreads();
+  bool UseIdleTime();
   void WaitForWork();
   void WaitToLaunch();
 
@@ -157,8 +171,12 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   mutable std::mutex fault_mutex_;
   std::string fault_;
   Counters counters_;
-  std::thread thread_;
+  std::thread thread_, watchdog_thread_;
+  std::mutex watch_mutex_;
+  std::condition_variable watch_;
+  bool taken_over_ = false, left_ = false;  // by the watchdog; the executor's thread came back after that
   std::atomic<bool> threaded_{false};
+  BackendCalls calls_;
 
   // --- the loop's thread
   KvCache cache_;
@@ -174,6 +192,8 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   StepPlan plan_;
   StepDecision decision_;
   ContextPace pace_;
+  StepCosts costs_;
+  double step_nanos_max_ = 0;        // that the step being planned may take
   std::vector<SequenceView> views_;  // of running_
   std::vector<Sequence*> viewed_;    // the sequences of views_
   std::vector<Sequence*> pulled_;    // the waiting sequences that PlanStep looked at, in order
@@ -190,6 +210,7 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   Nanos generation_step_time_{};     // what the last step without context rows took there
   Nanos context_launch_time_{};      // what queueing the last step with context rows took here
   Nanos in_backend_{};               // spent in Launch and Finish by the step under way
+  Nanos in_launch_{};                // of that, in Launch
 };
 
 }  // namespace ekiben

@@ -34,6 +34,8 @@ class Planner {
   // Chunks end at block borders, unless a step is too small to care.
   int32_t unit() const { return limits_.max_num_tokens >= 2 * limits_.tokens_per_block ? limits_.tokens_per_block : 1; }
   int32_t Chunk(const SequenceView& view, int32_t tokens_max) const;
+  int32_t ContextLeft(const SequenceView& view) const;
+  void Spend(const SequenceView& view, int32_t tokens);
   int32_t FirstShare(const SequenceView& view) const;
   bool IsBeingComputed(const SequenceView& view) const;
 
@@ -43,6 +45,8 @@ class Planner {
   int32_t kept_;                   // running_[0, kept_) go on
   int32_t blocks_to_promise_ = 0;  // for sequences that start now
   int32_t tokens_left_, rows_left_;
+  int32_t context_tokens_ = 0;  // planned
+  double context_pairs_ = 0;
 };
 
 bool Planner::KeepRunning() {
@@ -92,6 +96,23 @@ int32_t Planner::Chunk(const SequenceView& view, int32_t tokens_max) const {
   return step_is_empty ? take : 0;
 }
 
+// The most that this row may take now: of the step's tokens, and of its time. The first row of context has at least a
+// block, and all it wants where a prompt is not to be cut: a bound on time delays, it never starves.
+int32_t Planner::ContextLeft(const SequenceView& view) const {
+  int32_t wanted = std::min(tokens_left_, view.tokens_left);
+  auto rows = static_cast<int32_t>(out_.generations.size());
+  int32_t in_time = limits_.context.TokensAt(view.tokens_cached, wanted, rows, context_tokens_, context_pairs_);
+  if (out_.contexts.empty())
+    in_time = std::max(in_time, limits_.enable_chunked_context ? std::min(unit(), tokens_left_) : wanted);
+  return in_time == wanted ? tokens_left_ : std::min(in_time, tokens_left_);
+}
+
+void Planner::Spend(const SequenceView& view, int32_t tokens) {
+  tokens_left_ -= tokens;
+  context_tokens_ += tokens;
+  context_pairs_ += ContextPairs(view.tokens_cached, tokens);
+}
+
 int32_t Planner::FirstShare(const SequenceView& view) const {
   return std::min(view.tokens_left, unit() - view.tokens_cached % unit());
 }
@@ -103,11 +124,12 @@ void Planner::TakeRunningContexts() {
     if (view.generation) continue;
     out_.context_views.push_back(view);
     if (stopped || rows_left_ == 0) continue;
-    int32_t take = Chunk(view, equal_progress() ? std::min(tokens_left_, FirstShare(view)) : tokens_left_);
+    int32_t left = ContextLeft(view);
+    int32_t take = Chunk(view, equal_progress() ? std::min(left, FirstShare(view)) : left);
     stopped = take == 0;
     if (stopped) continue;
     out_.contexts.push_back({false, i, take});
-    tokens_left_ -= take;
+    Spend(view, take);
     --rows_left_;
   }
   if (stopped) tokens_left_ = 0;  // who waits does not overtake who runs
@@ -139,12 +161,13 @@ void Planner::Admit(WaitingViews& waiting) {
     if (is_long && long_starts == 0) return;
     int32_t need = no_evict() ? view->blocks_to_end : view->blocks_context;
     if (need > blocks_to_promise_ || view->entries_reused > entries) return;
-    int32_t take = Chunk(*view, equal_progress() ? std::min(tokens_left_, FirstShare(*view)) : tokens_left_);
+    int32_t left = ContextLeft(*view);
+    int32_t take = Chunk(*view, equal_progress() ? std::min(left, FirstShare(*view)) : left);
     if (take == 0 && !static_batch()) return;
     if (take == 0) tokens_left_ = 0;
     blocks_to_promise_ -= need;
     entries -= view->entries_reused;
-    tokens_left_ -= take;
+    Spend(*view, take);
     --slots;
     long_starts -= is_long;
     --rows_left_;
@@ -168,9 +191,14 @@ void Planner::ShareOutEqually() {
       const SequenceView& view = out_.context_views[context.admitted ? first_admitted + admitted++ : running++];
       int32_t more = std::min({view.tokens_left - context.token_count, unit(), tokens_left_});
       if (more == 0 || context.token_count == 0) continue;
+      SequenceView rest = view;
+      rest.tokens_cached += context.token_count;
+      rest.tokens_left = more;
+      more = std::min(more, ContextLeft(rest));
+      if (more == 0) continue;
       if (more < unit() && context.token_count + more < view.tokens_left) continue;  // would leave the block border
       context.token_count += more;
-      tokens_left_ -= more;
+      Spend(rest, more);
       grew = true;
     }
   }

@@ -7,13 +7,17 @@
 //               sequence started last (its KV is dropped and computed again later). The one started first is never
 //               paused, so there is always progress.
 //   micro-batch which of them fit max_batch_size rows and max_num_tokens tokens. Generation rows are served first,
-//               because someone is reading already; contexts share what is left, in chunks.
+//               because someone is reading already; contexts share what is left, in chunks, as far as the step's time
+//               allows (context_budget.h), but at least a block of one.
 // A new policy is a function here, never a second scheduler.
-// Units: tokens and blocks. Thread: pure functions.   Knows: request/ids.   Must not know: the cache, devices, clocks.
+// Units: tokens and blocks. Thread: pure functions.   Knows: request/ids, costs of steps.   Must not know: the cache,
+// devices, clocks.
 #pragma once
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "schedule/context_budget.h"
 
 namespace ekiben {
 
@@ -57,6 +61,7 @@ struct StepLimits {
   int32_t blocks_available = 0;
   int32_t slots_free = 0;               // sequences that may start
   int32_t entries_max = INT32_MAX;      // block table entries that starting sequences may bring along
+  ContextAllowance context;             // what the step's context may take beside generation
   int32_t long_starts_max = INT32_MAX;  // starting sequences with more than a block of context; see ContextPace
   bool any_running = false;             // some sequence holds a slot, also one that has no row to run now
   bool may_pause = false;               // no step is in flight, so blocks of a paused sequence return at once

@@ -53,6 +53,32 @@ std::string Plan(std::vector<SequenceView> running, std::vector<SequenceView> wa
   return out;
 }
 
+// A step of 10 tokens takes 10 ms, every other one more 1 ms more; keys are free.
+const StepCosts& OneMsAToken() {
+  static const StepCost table[] = {{10, std::chrono::milliseconds(10)}, {110, std::chrono::milliseconds(110)}};
+  static const StepCosts costs(table, 0);
+  return costs;
+}
+
+TEST(TimeBudget, ContextsShareWhatTheBoundLeavesButTheFirstHasABlock) {
+  StepLimits limits = Limits();
+  limits.context = {&OneMsAToken(), 50e6};
+  EXPECT_EQ(Plan({Generation(5), Generation(9)}, {Context(64, 4), Context(64, 4)}, limits), "w0:48 g0 g1");
+  EXPECT_EQ(Plan({Generation(5), Generation(9)}, {Context(20, 2), Context(64, 4)}, limits), "w0:20 w1:16 g0 g1");
+  EXPECT_EQ(Plan({Generation(5), Context(64, 4), Context(8, 1)}, {}, limits), "r1:48 g0");
+  limits.context.nanos_max = 1;  // no time at all
+  EXPECT_EQ(Plan({Generation(5), Generation(9)}, {Context(64, 4), Context(64, 4)}, limits), "w0:16 g0 g1");
+  limits.enable_chunked_context = false;
+  EXPECT_EQ(Plan({Generation(5)}, {Context(40, 4), Context(10, 4)}, limits), "w0:40 g0") << "whole or not at all";
+}
+
+TEST(TimeBudget, EqualProgressGoesRoundWithinTheBound) {
+  StepLimits limits = Limits();
+  limits.chunking = ChunkingPolicy::kEqualProgress;
+  limits.context = {&OneMsAToken(), 50e6};
+  EXPECT_EQ(Plan({Generation(5), Context(64, 4), Context(64, 4)}, {}, limits), "r1:32 r2:16 g0");
+}
+
 TEST(MicroBatch, GenerationsFirstThenContextsShareTheRest) {
   EXPECT_EQ(Plan({Generation(40), Context(100), Generation(9)}, {}, Limits()), "r1:48 g0 g2");
   EXPECT_EQ(Plan({}, {Context(10), Context(20), Context(30)}, Limits()), "w0:10 w1:20 w2:30");
