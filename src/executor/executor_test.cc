@@ -13,6 +13,7 @@
 
 #include "backend/fake_backend.h"
 #include "executor/allocation_count.h"
+#include "executor/collector_for_test.h"
 
 namespace ekiben {
 
@@ -23,60 +24,6 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-
-struct Stream {
-  std::vector<TokenId> tokens;
-  FinishReason reason = FinishReason::kNone;
-  Code error = Code::kInternal;
-  int32_t cached = 0;
-  int ends = 0;
-};
-
-class Collector final : public TokenSink {
- public:
-  void OnToken(const TokenEvent& event) override {
-    std::lock_guard lock(mutex_);
-    Stream& stream = streams_[{event.request.value, event.sequence_index}];
-    EXPECT_EQ(stream.ends, 0) << "an event after the end";
-    if (event.token >= 0 && event.reason != FinishReason::kEndToken) stream.tokens.push_back(event.token);
-    stream.cached += event.prompt_tokens_cached;
-    if (event.reason == FinishReason::kNone) return;
-    stream.reason = event.reason;
-    stream.error = event.error_code;
-    ++stream.ends;
-  }
-  void OnPromptLogProbs(RequestId, const std::vector<PositionLogProbs>& positions) override {
-    prompt_logprobs = positions;
-  }
-  Stream stream(uint64_t request, int32_t index = 0) {
-    std::lock_guard lock(mutex_);
-    return streams_[{request, index}];
-  }
-  size_t ended() {
-    std::lock_guard lock(mutex_);
-    return static_cast<size_t>(std::ranges::count_if(streams_, [](auto& s) { return s.second.ends == 1; }));
-  }
-  std::vector<PositionLogProbs> prompt_logprobs;
-
- private:
-  std::mutex mutex_;
-  std::map<std::pair<uint64_t, int32_t>, Stream> streams_;
-};
-
-std::shared_ptr<Request> MakeRequest(uint64_t id, std::vector<TokenId> prompt, int32_t max_tokens) {
-  auto request = std::make_shared<Request>();
-  request->id = {id};
-  request->prompt = std::move(prompt);
-  request->max_tokens = max_tokens;
-  request->sampling.seed = id;
-  return request;
-}
-
-std::vector<TokenId> Tokens(int32_t count, TokenId from = 1) {
-  std::vector<TokenId> out(static_cast<size_t>(count));
-  for (int32_t i = 0; i < count; ++i) out[static_cast<size_t>(i)] = (from + i * 7) % 500;
-  return out;
-}
 
 // What one request alone gives.
 std::vector<TokenId> Oracle(const FakeBackendOptions& options, const Request& request, int32_t index = 0) {
@@ -628,73 +575,6 @@ TEST(Executor, StepsAreCountedByTheShareOfTheirPadding) {
   EXPECT_EQ(stats.tokens_padded, 1u + 10 * 7);
   EXPECT_EQ(stats.steps_by_padding, (std::array<uint64_t, 6>{0, 1, 0, 0, 0, 10}));
   EXPECT_EQ(stats.steps_kernel_by_kernel, 0u);
-}
-
-TEST(ExecutorThreads, IdleMomentsAreOfferedToTheBackendUntilItHasNothingToDo) {
-  FakeBackendOptions options;
-  options.idle_work = 20;
-  FakeBackend backend(options);
-  auto executor = *Executor::Create(backend, {}, SystemClock::Get());
-  executor->Start();
-  Collector sink;
-  ASSERT_TRUE(executor->Submit(MakeRequest(1, Tokens(8), 10), &sink).ok());
-  for (int i = 0; i < 1000 && sink.ended() < 1; ++i) std::this_thread::sleep_for(milliseconds(1));
-  executor->Shutdown();
-  EXPECT_GE(backend.idle_calls(), 20);
-  EXPECT_LE(backend.idle_calls(), 30) << "it waits when there is nothing left";
-}
-
-// The watchdog ends everybody while the device holds the executor's thread; that thread comes back and leaves.
-TEST(ExecutorThreads, ADeviceThatDoesNotAnswerIsAFaultAndNothingHangs) {
-  for (int tickets : {1, 2}) {
-    std::atomic<bool> hang_ends{false};
-    FakeBackendOptions options;
-    options.tickets_max = tickets;
-    options.finish_hangs_at = 5;
-    options.hang_ends = &hang_ends;
-    FakeBackend backend(options);
-    ExecutorConfig config;
-    config.step_timeout = milliseconds(200);
-    auto executor = *Executor::Create(backend, config, SystemClock::Get());
-    Collector sink;
-    for (uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(executor->Submit(MakeRequest(id, Tokens(8), 100), &sink).ok());
-    executor->Start();
-    for (int i = 0; i < 5000 && sink.ended() < 3; ++i) std::this_thread::sleep_for(milliseconds(2));
-    ASSERT_EQ(sink.ended(), 3u);
-    for (uint64_t id = 1; id <= 3; ++id) {
-      EXPECT_EQ(sink.stream(id).reason, FinishReason::kError);
-      EXPECT_EQ(sink.stream(id).error, Code::kUnavailable);
-    }
-    EXPECT_FALSE(executor->healthy());
-    EXPECT_NE(executor->fault().find("step_timeout_s 0.2"), std::string::npos) << executor->fault();
-    auto refused = executor->Submit(MakeRequest(9, Tokens(8), 4), &sink);
-    ASSERT_FALSE(refused.ok());
-    EXPECT_EQ(refused.error().code(), Code::kUnavailable);
-    hang_ends = true;
-    executor->Shutdown();
-    EXPECT_EQ(sink.ended(), 3u);
-  }
-}
-
-TEST(ExecutorThreadsDeathTest, AThreadThatNeverComesBackEndsTheProcess) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(
-      {
-        std::atomic<bool> hang_ends{false};
-        FakeBackendOptions options;
-        options.finish_hangs_at = 0;
-        options.hang_ends = &hang_ends;
-        FakeBackend backend(options);
-        ExecutorConfig config;
-        config.step_timeout = milliseconds(50);
-        auto executor = *Executor::Create(backend, config, SystemClock::Get());
-        Collector sink;
-        (void)executor->Submit(MakeRequest(1, Tokens(8), 100), &sink);
-        executor->Start();
-        while (executor->healthy()) std::this_thread::sleep_for(milliseconds(1));
-        executor->Shutdown();
-      },
-      testing::ExitedWithCode(1), "");
 }
 
 TEST(ExecutorThreads, ManySubmittersCancelsDrain) {
