@@ -31,6 +31,7 @@ bool Before(const Candidate& a, const Candidate& b) {
 struct Scratch {
   std::vector<float> block_max, order, weights;
   std::vector<uint64_t> block_sum, bucket_sum, cumulative;
+  std::vector<uint16_t> buckets;
   std::vector<Candidate> best;
 };
 Scratch& ThreadScratch() {
@@ -211,8 +212,13 @@ TokenId Sampler::DrawFiltered(const SamplingParams& params, float draw, const fl
     scratch.cumulative.push_back(sum);
   }
   // With top_k, top_p is a share of the k best; alone, a share of all.
-  const uint64_t total =
-      limited ? sum : ExpRow(isa_, logits, vocab_size_, max, inverse_temperature, 0, nullptr, nullptr);
+  uint64_t total = sum;
+  if (!limited) {
+    scratch.weights.resize(static_cast<size_t>(vocab_size_));
+    scratch.block_sum.resize(static_cast<size_t>((vocab_size_ + kBlock - 1) / kBlock));
+    total = ExpRow(isa_, logits, vocab_size_, max, inverse_temperature, 0, scratch.weights.data(),
+                   scratch.block_sum.data());
+  }
   const uint64_t wanted = NucleusQuanta(params.top_p, total);
   // The smallest set whose share reaches top_p; at least one token.
   if (params.top_p < 1.0f) {
@@ -236,46 +242,45 @@ TokenId Sampler::DrawFiltered(const SamplingParams& params, float draw, const fl
 
 // top_p over a flat row, where a sort would cost milliseconds: tokens go into buckets by their logits (64 to an octave
 // of weight), whole buckets are kept from the best down while they fit, and only the bucket on the border is sorted.
-// Then one walk in the order of ids.
+// Then one walk in the order of ids. REQUIRES: the thread's scratch has the row's weights.
 TokenId Sampler::DrawNucleus(const SamplingParams& params, float draw, const float* logits, float max,
                              uint64_t wanted) const {
-  constexpr int kBuckets = 64 * 48;  // down to 2^-48, past any draw's reach
+  constexpr uint16_t kBuckets = 64 * 48;  // down to 2^-48, past any draw's reach
   Scratch& scratch = ThreadScratch();
   std::vector<float>& weights = scratch.weights;
-  weights.resize(static_cast<size_t>(vocab_size_));
-  scratch.block_sum.resize(static_cast<size_t>((vocab_size_ + kBlock - 1) / kBlock));
-  const float inverse_temperature = 1.0f / params.temperature;
-  ExpRow(isa_, logits, vocab_size_, max, inverse_temperature, 0, weights.data(), scratch.block_sum.data());
-  const float buckets_a_logit = inverse_temperature * 64 * std::numbers::log2e_v<float>;
-  auto bucket_of = [&](float logit) {
-    return static_cast<size_t>(std::min((max - logit) * buckets_a_logit, static_cast<float>(kBuckets - 1)));
-  };
+  std::vector<uint16_t>& buckets = scratch.buckets;
+  buckets.resize(weights.size());
+  const float buckets_a_logit = 64 * std::numbers::log2e_v<float> / params.temperature;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    float bucket = (max - logits[i]) * buckets_a_logit;
+    buckets[i] = static_cast<uint16_t>(static_cast<int32_t>(bucket < kBuckets - 1 ? bucket : kBuckets - 1));
+  }
   scratch.bucket_sum.assign(kBuckets, 0);
-  for (size_t i = 0; i < weights.size(); ++i) scratch.bucket_sum[bucket_of(logits[i])] += Quanta(weights[i]);
-  size_t border = 0;
+  for (size_t i = 0; i < weights.size(); ++i) scratch.bucket_sum[buckets[i]] += Quanta(weights[i]);
+  uint16_t border = 0;
   uint64_t sum = 0;
   while (border + 1 < kBuckets && sum + scratch.bucket_sum[border] < wanted) sum += scratch.bucket_sum[border++];
   scratch.best.clear();
-  for (int32_t i = 0; i < vocab_size_; ++i) {
-    size_t bucket = bucket_of(logits[i]);
-    if (bucket == border) scratch.best.push_back({logits[i], i});
-    if (bucket > border) weights[static_cast<size_t>(i)] = 0;
-  }
+  for (size_t i = 0; i < weights.size(); ++i)
+    if (buckets[i] == border) scratch.best.push_back({logits[i], static_cast<TokenId>(i)});
+  for (size_t i = 0; i < weights.size(); ++i) weights[i] = buckets[i] > border ? 0 : weights[i];
   std::sort(scratch.best.begin(), scratch.best.end(), Before);
   for (const Candidate& candidate : scratch.best) {
     float& weight = weights[static_cast<size_t>(candidate.token)];
     if (sum >= wanted) weight = 0;
     sum += Quanta(weight);
   }
-  for (size_t block = 0; block < scratch.block_sum.size(); ++block) {
-    scratch.block_sum[block] = 0;
-    size_t end = std::min((block + 1) * kBlock, weights.size());
-    for (size_t i = block * kBlock; i < end; ++i) {
-      if (weights[i] < params.min_p) weights[i] = 0;
-      scratch.block_sum[block] += Quanta(weights[i]);
+  if (params.min_p > 0) {
+    sum = 0;
+    for (float& weight : weights) {
+      if (weight < params.min_p) weight = 0;
+      sum += Quanta(weight);
     }
   }
-  return Walk(weights, scratch.block_sum, draw);
+  size_t i = 0;
+  uint64_t target = DrawTarget(draw, sum);
+  for (uint64_t passed = Quanta(weights[0]); passed <= target; passed += Quanta(weights[i])) ++i;
+  return static_cast<TokenId>(i);
 }
 
 void Sampler::LogProbs(const float* logits, TokenId chosen, int32_t count, PositionLogProbs* out) const {
