@@ -125,10 +125,11 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   out->multiprocessors_ = device.multiprocessors;
   out->outputs_max_ = RoundUp(config.max_batch_size, 128);
   CudaModelLimits limits{config.max_seq_len, std::max(config.max_num_tokens, out->outputs_max_), out->outputs_max_};
+  CudaPrecision precision{.fp8_linears = config.fp8, .fp8_head = false};
   if (tensors != nullptr) {
-    ASSIGN_OR_RETURN(out->model_, CudaLlama::Load(model, *tensors, limits));
+    ASSIGN_OR_RETURN(out->model_, CudaLlama::Load(model, *tensors, limits, precision));
   } else {
-    ASSIGN_OR_RETURN(out->model_, CudaLlama::Synthesize(model, config.synth_seed, limits));
+    ASSIGN_OR_RETURN(out->model_, CudaLlama::Synthesize(model, config.synth_seed, limits, precision));
   }
   RETURN_IF_ERROR(out->Allocate(model));
   RETURN_IF_ERROR(out->AllocateCache(model));
@@ -208,7 +209,7 @@ Result<void> CudaBackend::AllocateCache(const ModelConfig& model) {
   int32_t stride = cuda::HeadStride(model.head_dim);
   size_t block_bytes = size_t{2} * static_cast<size_t>(model.num_hidden_layers) *
                        static_cast<size_t>(model.num_key_value_heads) * static_cast<size_t>(config_.tokens_per_block) *
-                       static_cast<size_t>(stride) * sizeof(cuda::Bf16);
+                       static_cast<size_t>(stride) * (config_.fp8_kv_cache ? sizeof(cuda::Fp8) : sizeof(cuda::Bf16));
   ASSIGN_OR_RETURN(CudaMemoryInfo memory, CudaMemory());
   size_t usable = memory.free_bytes > kReserveBytes ? memory.free_bytes - kReserveBytes : 0;
   auto blocks = static_cast<int64_t>(static_cast<double>(usable) * fraction / static_cast<double>(block_bytes));
@@ -228,8 +229,9 @@ Result<void> CudaBackend::AllocateCache(const ModelConfig& model) {
   ASSIGN_OR_RETURN(values_, DeviceBuffer::Create(half));
   RETURN_IF_ERROR(stream_.Clear(keys_.data(), half));
   RETURN_IF_ERROR(stream_.Clear(values_.data(), half));
-  kv_ = {.keys = keys_.as<cuda::Bf16>(),
-         .values = values_.as<cuda::Bf16>(),
+  kv_ = {.keys = keys_.data(),
+         .values = values_.data(),
+         .fp8 = config_.fp8_kv_cache,
          .layers = model.num_hidden_layers,
          .blocks = static_cast<int32_t>(blocks),
          .kv_heads = model.num_key_value_heads,

@@ -26,6 +26,8 @@ struct CudaBackendConfig {
   int32_t tokens_per_block = 64;  // a power of two >= 16; 64 lets the fastest attention run
   double kv_cache_free_gpu_mem_fraction = 0.9;
   int64_t max_tokens_in_paged_kv_cache = 0;  // 0: what the fraction allows
+  bool fp8 = false;                          // linears in e4m3 (model/cuda_llama.h), the head in bf16
+  bool fp8_kv_cache = false;                 // keys and values in e4m3
   bool graphs = true;
   uint64_t synth_seed = 1;  // of random weights, when there are no tensors
 };
@@ -35,7 +37,7 @@ struct CudaBackendParts {
   std::vector<MemoryLine> memory;
 };
 
-// `tensors` of an engine built with dtype bf16; null: random weights in this configuration's shape.
+// `tensors` of an engine in the packing bf16; null: random weights in this configuration's shape.
 Result<CudaBackendParts> OpenCudaBackend(const ModelConfig& model, const EngineTensors* tensors,
                                          const CudaBackendConfig& config);
 

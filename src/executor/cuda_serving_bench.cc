@@ -3,7 +3,7 @@
 // token and send the next.
 //
 //   cuda_serving_bench OUT.json [--shape llama-3-8b|llama-3.2-1b|smollm2] [--steps 1,8,64,128] [--context 1024]
-//                      [--users 10,50,100] [--seconds 30] [--no_graphs]
+//                      [--users 10,50,100] [--seconds 30] [--dtype bf16|fp8] [--kv_cache_dtype bf16|fp8] [--no_graphs]
 //
 // Time is the host's, around Launch and Finish, beside what the device's events say. Prompts are 30 to 150 random
 // tokens, answers 512, greedy, a user arrives every ramp / users seconds. Exit code 1 on the first error.
@@ -32,7 +32,7 @@ constexpr int32_t kMaxBatch = 128, kMaxTokens = 2048, kMaxSeqLen = 2048, kOutput
 constexpr double kRampSeconds = 5;
 
 struct Options {
-  std::string out, shape = "llama-3-8b", command;
+  std::string out, shape = "llama-3-8b", dtype = "bf16", kv_cache_dtype = "bf16", command;
   std::vector<int32_t> steps, users;
   int32_t context = 1024;
   double seconds = 30;
@@ -312,7 +312,7 @@ int Main(int argc, char** argv) {
   if (argc < 2) {
     fmt::print(stderr,
                "usage: cuda_serving_bench OUT.json [--shape NAME] [--steps 1,8] [--context 1024] [--users 10] "
-               "[--seconds 30] [--no_graphs]\n");
+               "[--seconds 30] [--dtype fp8] [--kv_cache_dtype fp8] [--no_graphs]\n");
     return 2;
   }
   options.out = argv[1];
@@ -324,6 +324,8 @@ int Main(int argc, char** argv) {
     }
     ++i;
     if (name == "--shape") options.shape = value;
+    if (name == "--dtype") options.dtype = value;
+    if (name == "--kv_cache_dtype") options.kv_cache_dtype = value;
     if (name == "--steps") options.steps = Numbers(value);
     if (name == "--users") options.users = Numbers(value);
     if (name == "--context") options.context = std::atoi(value.c_str());
@@ -334,6 +336,8 @@ int Main(int argc, char** argv) {
   config.max_num_tokens = kMaxTokens;
   config.max_seq_len = kMaxSeqLen;
   config.graphs = options.graphs;
+  config.fp8 = options.dtype == "fp8";
+  config.fp8_kv_cache = options.kv_cache_dtype == "fp8";
   const Clock& clock = SystemClock::Get();
   Nanos begin = clock.Now();
   CudaBackendParts parts = Must(OpenCudaBackend(Shape(options.shape), nullptr, config));
@@ -355,8 +359,10 @@ int Main(int argc, char** argv) {
   for (int32_t users : options.users) rows.push_back(RunUsers(*parts.backend, users, options.seconds));
   std::ofstream file(options.out);
   file << fmt::format(
-      "{{\"machine\": \"{}\", \"command\": \"{}\", \"shape\": \"{}\", \"ready_s\": {:.2f},\n \"rows\": [\n  {}\n ]}}\n",
-      parts.backend->info().description, options.command, options.shape, ready, fmt::join(rows, ",\n  "));
+      "{{\"machine\": \"{}\", \"command\": \"{}\", \"shape\": \"{}\", \"dtype\": \"{}\", \"kv_cache_dtype\": \"{}\",\n "
+      "\"ready_s\": {:.2f},\n \"rows\": [\n  {}\n ]}}\n",
+      parts.backend->info().description, options.command, options.shape, options.dtype, options.kv_cache_dtype, ready,
+      fmt::join(rows, ",\n  "));
   return file.good() ? 0 : 1;
 }
 

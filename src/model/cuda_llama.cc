@@ -67,20 +67,21 @@ class CudaLlama::Loader {
     const ModelConfig& c = model_.config_;
     const int32_t hidden = c.hidden_size, query = c.num_attention_heads * c.head_dim,
                   key = c.num_key_value_heads * c.head_dim;
+    const bool fp8 = model_.precision_.fp8_linears;
     RETURN_IF_ERROR(Embedding(c.vocab_size, hidden));
     for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
       std::string at = fmt::format("layers.{}.", i);
       Layer layer;
       ASSIGN_OR_RETURN(layer.attention_norm, Vector(at + "attention_norm", hidden));
-      ASSIGN_OR_RETURN(layer.qkv, MakeLinear(at + "qkv", query + 2 * key, hidden, c.attention_bias));
-      ASSIGN_OR_RETURN(layer.o, MakeLinear(at + "o", hidden, query, c.attention_out_bias));
+      ASSIGN_OR_RETURN(layer.qkv, MakeLinear(at + "qkv", query + 2 * key, hidden, c.attention_bias, fp8));
+      ASSIGN_OR_RETURN(layer.o, MakeLinear(at + "o", hidden, query, c.attention_out_bias, fp8));
       ASSIGN_OR_RETURN(layer.mlp_norm, Vector(at + "mlp_norm", hidden));
-      ASSIGN_OR_RETURN(layer.gate_up, MakeLinear(at + "gate_up", 2 * c.intermediate_size, hidden, c.mlp_bias));
-      ASSIGN_OR_RETURN(layer.down, MakeLinear(at + "down", hidden, c.intermediate_size, c.mlp_bias));
+      ASSIGN_OR_RETURN(layer.gate_up, MakeLinear(at + "gate_up", 2 * c.intermediate_size, hidden, c.mlp_bias, fp8));
+      ASSIGN_OR_RETURN(layer.down, MakeLinear(at + "down", hidden, c.intermediate_size, c.mlp_bias, fp8));
       model_.layers_.push_back(std::move(layer));
     }
     ASSIGN_OR_RETURN(model_.final_norm_, Vector("final_norm", hidden));
-    ASSIGN_OR_RETURN(model_.lm_head_, MakeLinear("lm_head", c.vocab_size, hidden, false));
+    ASSIGN_OR_RETURN(model_.lm_head_, MakeLinear("lm_head", c.vocab_size, hidden, false, model_.precision_.fp8_head));
     RETURN_IF_ERROR(stream_.Wait());
     return CudaStatus(queue_.error, "loading weights");
   }
@@ -117,12 +118,10 @@ class CudaLlama::Loader {
     return out;
   }
 
-  Result<Linear> MakeLinear(const std::string& name, int32_t rows, int32_t columns, bool bias) {
-    Linear out{.out_features = rows, .in_features = columns};
-    auto count = int64_t{rows} * columns;
-    ASSIGN_OR_RETURN(out.rows, Allocate(static_cast<size_t>(count) * sizeof(Bf16)));
+  // As plain rows of bf16.
+  Result<void> FillRows(const std::string& name, int32_t rows, int32_t columns, Bf16* out) {
     if (tensors_ == nullptr) {
-      cuda::FillNormal(queue_, out.rows.as<Bf16>(), count, seed_++, kSynthDeviation);
+      cuda::FillNormal(queue_, out, int64_t{rows} * columns, seed_++, kSynthDeviation);
     } else {
       ASSIGN_OR_RETURN(const EngineTensor* tensor, Find(name, rows, columns));
       if (tensor->packing != Packing::kBF16)
@@ -134,16 +133,32 @@ class CudaLlama::Loader {
       if (tensor->bytes != PackedBytes(Packing::kBF16, rows, columns))
         return Error(Code::kInvalid,
                      fmt::format("engine tensor '{}' has {} bytes; build it again", name, tensor->bytes));
-      RETURN_IF_ERROR(Stage(tensor->bytes));
+      RETURN_IF_ERROR(Reserve(staging_, tensor->bytes));
       RETURN_IF_ERROR(stream_.Copy(staging_.data(), tensor->data, tensor->bytes));
-      cuda::UnpackBf16(queue_, out.rows.as<Bf16>(), staging_.as<Bf16>(), rows, columns);
+      cuda::UnpackBf16(queue_, out, staging_.as<Bf16>(), rows, columns);
+    }
+    return {};
+  }
+
+  Result<Linear> MakeLinear(const std::string& name, int32_t rows, int32_t columns, bool bias, bool fp8) {
+    Linear out{.out_features = rows, .in_features = columns};
+    out.fp8 = fp8 && rows % 16 == 0 && columns % 16 == 0 && columns <= cuda::kQuantizeColumnsMax;
+    auto count = static_cast<size_t>(rows) * static_cast<size_t>(columns);
+    ASSIGN_OR_RETURN(out.weights, Allocate(count * (out.fp8 ? sizeof(cuda::Fp8) : sizeof(Bf16))));
+    if (out.fp8) {
+      ASSIGN_OR_RETURN(out.scales, Allocate(static_cast<size_t>(rows) * sizeof(float)));
+      RETURN_IF_ERROR(Reserve(wide_, count * sizeof(Bf16)));
+      RETURN_IF_ERROR(FillRows(name, rows, columns, wide_.as<Bf16>()));
+      cuda::Quantize(queue_, out.rows(), wide_.as<Bf16>(), rows, columns);
+    } else {
+      RETURN_IF_ERROR(FillRows(name, rows, columns, out.weights.as<Bf16>()));
     }
     if (bias) {
       ASSIGN_OR_RETURN(out.bias, Vector(name + ".bias", rows));
     }
     if (rows % 8 == 0 && columns % 8 == 0) {
       out.skinny = std::make_unique<cuda::SkinnyLinear>();
-      RETURN_IF_ERROR(CudaStatus(out.skinny->Prepare(out.rows.as<Bf16>(), rows, columns), "preparing a linear"));
+      RETURN_IF_ERROR(CudaStatus(out.skinny->Prepare(out.rows(), rows, columns), "preparing a linear"));
     }
     return out;
   }
@@ -177,11 +192,11 @@ class CudaLlama::Loader {
     return {};
   }
 
-  // The staging buffer is reused in stream order: a copy starts when the unpacking before it is done.
-  Result<void> Stage(size_t bytes) {
-    if (staging_.size() >= bytes) return {};
+  // The buffers are reused in stream order: a copy into one starts when what read it before is done.
+  Result<void> Reserve(DeviceBuffer& buffer, size_t bytes) {
+    if (buffer.size() >= bytes) return {};
     RETURN_IF_ERROR(stream_.Wait());
-    ASSIGN_OR_RETURN(staging_, DeviceBuffer::Create(bytes));
+    ASSIGN_OR_RETURN(buffer, DeviceBuffer::Create(bytes));
     return {};
   }
 
@@ -190,22 +205,23 @@ class CudaLlama::Loader {
   uint64_t seed_;
   CudaStream stream_;
   cuda::Queue queue_{.dependent = false};
-  DeviceBuffer staging_;
+  DeviceBuffer staging_, wide_;  // a tensor as packed; a linear in bf16 before it is rounded
 };
 
 Result<std::unique_ptr<CudaLlama>> CudaLlama::Load(const ModelConfig& config, const EngineTensors& tensors,
-                                                   const CudaModelLimits& limits) {
+                                                   const CudaModelLimits& limits, const CudaPrecision& precision) {
   RETURN_IF_ERROR(CheckSupported(config, limits));
-  auto model = std::unique_ptr<CudaLlama>(new CudaLlama(config, limits));
+  auto model = std::unique_ptr<CudaLlama>(new CudaLlama(config, limits, precision));
   RETURN_IF_ERROR(model->Allocate());
   RETURN_IF_ERROR(Loader(*model, &tensors, 0).All());
   return model;
 }
 
 Result<std::unique_ptr<CudaLlama>> CudaLlama::Synthesize(const ModelConfig& config, uint64_t seed,
-                                                         const CudaModelLimits& limits) {
+                                                         const CudaModelLimits& limits,
+                                                         const CudaPrecision& precision) {
   RETURN_IF_ERROR(CheckSupported(config, limits));
-  auto model = std::unique_ptr<CudaLlama>(new CudaLlama(config, limits));
+  auto model = std::unique_ptr<CudaLlama>(new CudaLlama(config, limits, precision));
   RETURN_IF_ERROR(model->Allocate());
   RETURN_IF_ERROR(Loader(*model, nullptr, seed).All());
   return model;
@@ -222,10 +238,12 @@ Result<void> CudaLlama::Allocate() {
     size_t element;
   };
   for (const Wanted& w :
-       {Wanted{&x_, c.hidden_size, 4}, Wanted{&x_kept_, c.hidden_size, 4}, Wanted{&h_, c.hidden_size, 2},
-        Wanted{&qkv_, query + 2 * key, 2}, Wanted{&attention_, query, 2}, Wanted{&attention_kept_, query, 2},
-        Wanted{&delta_, c.hidden_size, 2}, Wanted{&gate_up_, int64_t{2} * c.intermediate_size, 2},
-        Wanted{&mlp_, c.intermediate_size, 2}}) {
+       {Wanted{&x_, c.hidden_size, 4}, Wanted{&x_kept_, c.hidden_size, 4}, Wanted{&h_.values, c.hidden_size, 2},
+        Wanted{&h_.scales, 1, 4}, Wanted{&qkv_, query + 2 * key, 2}, Wanted{&attention_, query, 2},
+        Wanted{&attention_kept_, query, 2}, Wanted{&attention_codes_.values, query, 1},
+        Wanted{&attention_codes_.scales, 1, 4}, Wanted{&delta_, c.hidden_size, 2},
+        Wanted{&gate_up_, int64_t{2} * c.intermediate_size, 2}, Wanted{&mlp_.values, c.intermediate_size, 2},
+        Wanted{&mlp_.scales, 1, 4}}) {
     size_t bytes = static_cast<size_t>(tokens * w.columns) * w.element;
     ASSIGN_OR_RETURN(*w.buffer, DeviceBuffer::Create(bytes));
     activation_bytes_ += bytes;
@@ -240,7 +258,9 @@ Result<void> CudaLlama::UploadRope() {
   ASSIGN_OR_RETURN(CudaStream stream, CudaStream::Create());
   RETURN_IF_ERROR(stream.Copy(rope_.data(), table.view().table, bytes));
   // Rows of padding and of a graph's unused part are computed too: they must be numbers.
-  for (const DeviceBuffer* b : {&x_, &x_kept_, &h_, &qkv_, &attention_, &attention_kept_, &delta_, &gate_up_, &mlp_})
+  for (const DeviceBuffer* b :
+       {&x_, &x_kept_, &h_.values, &h_.scales, &qkv_, &attention_, &attention_kept_, &attention_codes_.values,
+        &attention_codes_.scales, &delta_, &gate_up_, &mlp_.values, &mlp_.scales})
     RETURN_IF_ERROR(stream.Clear(b->data(), b->size()));
   return stream.Wait();
 }
@@ -256,31 +276,39 @@ Result<void> CudaLlama::Tune(CudaStream& stream, int32_t tokens) {
   const struct {
     Linear Layer::*linear;
     const DeviceBuffer *x, *out;
-  } kinds[] = {{&Layer::qkv, &h_, &qkv_},
+  } kinds[] = {{&Layer::qkv, &h_.values, &qkv_},
                {&Layer::o, &attention_, &delta_},
-               {&Layer::gate_up, &h_, &gate_up_},
-               {&Layer::down, &mlp_, &delta_}};
+               {&Layer::gate_up, &h_.values, &gate_up_},
+               {&Layer::down, &mlp_.values, &delta_}};
   for (const auto& kind : kinds) {
     std::vector<const void*> weights;
     for (size_t i = 0; i < std::min(layers_.size(), kTunedLayers); ++i)
-      weights.push_back((layers_[i].*kind.linear).rows.data());
+      weights.push_back((layers_[i].*kind.linear).weights.data());
     const Linear& first = layers_[0].*kind.linear;
-    RETURN_IF_ERROR(cublaslt_->Tune(stream, tokens, first.out_features, first.in_features, weights, kind.x->data(),
-                                    kind.out->data(), false));
+    LtShape shape{tokens, first.out_features, first.in_features, first.fp8, false};
+    RETURN_IF_ERROR(cublaslt_->Tune(stream, shape, weights, {.x = kind.x->data(), .out = kind.out->data()}));
   }
   return {};
 }
 
-Result<void> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, const Bf16* x, int32_t tokens, void* out,
-                                 bool out_f32) {
+Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, const cuda::Rows& x, int32_t tokens,
+                                          void* out, bool out_f32) {
   if (w.skinny != nullptr && tokens <= cuda::kSkinnyTokensMax) {
     w.skinny->Run(queue, x, tokens, out, out_f32);
   } else {
+    LtOperands operands{.w = w.weights.data(),
+                        .x = w.fp8 ? static_cast<const void*>(x.fp8) : x.bf16,
+                        .out = out,
+                        .w_scales = w.scales.as<float>(),
+                        .x_scales = x.scales};
     RETURN_IF_ERROR(
-        cublaslt_->Multiply(queue.stream, tokens, w.out_features, w.in_features, w.rows.data(), x, out, out_f32));
+        cublaslt_->Multiply(queue.stream, {tokens, w.out_features, w.in_features, w.fp8, out_f32}, operands));
   }
-  if (w.bias.size() > 0) cuda::AddBias(queue, static_cast<Bf16*>(out), w.bias.as<float>(), tokens, w.out_features);
-  return {};
+  cuda::Factors factors;
+  if (w.fp8 && !out_f32) factors = {w.scales.as<float>(), x.scales};
+  if (w.bias.size() == 0) return factors;
+  cuda::AddBias(queue, static_cast<Bf16*>(out), factors, w.bias.as<float>(), tokens, w.out_features);
+  return cuda::Factors{};
 }
 
 void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
@@ -314,12 +342,25 @@ void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::K
   }
 }
 
-Result<void> CudaLlama::Mlp(cuda::Queue& queue, const Layer& layer, float* x, int32_t tokens) {
-  cuda::AddRmsNorm(queue, h_.as<Bf16>(), x, delta_.as<Bf16>(), layer.mlp_norm.as<float>(), config_.rms_norm_eps, tokens,
+Result<void> CudaLlama::Output(cuda::Queue& queue, const Linear& o, const Bf16* attention, int32_t tokens,
+                               cuda::Factors& delta) {
+  cuda::Rows input{.bf16 = const_cast<Bf16*>(attention)};
+  if (o.fp8) {
+    input = attention_codes_.rows(true);
+    cuda::Quantize(queue, input, attention, tokens, o.in_features);
+  }
+  ASSIGN_OR_RETURN(delta, Multiply(queue, o, input, tokens, delta_.data(), false));
+  return {};
+}
+
+Result<void> CudaLlama::Mlp(cuda::Queue& queue, const Layer& layer, float* x, int32_t tokens, cuda::Factors& delta) {
+  cuda::Rows h = h_.rows(layer.gate_up.fp8), mlp = mlp_.rows(layer.down.fp8);
+  cuda::AddRmsNorm(queue, h, x, delta_.as<Bf16>(), delta, layer.mlp_norm.as<float>(), config_.rms_norm_eps, tokens,
                    config_.hidden_size);
-  RETURN_IF_ERROR(Multiply(queue, layer.gate_up, h_.as<Bf16>(), tokens, gate_up_.data(), false));
-  cuda::SwiGlu(queue, mlp_.as<Bf16>(), gate_up_.as<Bf16>(), tokens, config_.intermediate_size);
-  return Multiply(queue, layer.down, mlp_.as<Bf16>(), tokens, delta_.data(), false);
+  ASSIGN_OR_RETURN(cuda::Factors gate_up, Multiply(queue, layer.gate_up, h, tokens, gate_up_.data(), false));
+  cuda::SwiGlu(queue, mlp, gate_up_.as<Bf16>(), gate_up, tokens, config_.intermediate_size);
+  ASSIGN_OR_RETURN(delta, Multiply(queue, layer.down, mlp, tokens, delta_.data(), false));
+  return {};
 }
 
 Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
@@ -330,14 +371,16 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
   int32_t tokens = batch.tokens;
   auto* x = x_.as<float>();
   auto* attention = attention_.as<Bf16>();
+  cuda::Factors delta;
   cuda::EmbeddingLookup(queue, x, embedding_.as<Bf16>(), batch.source, batch.last_tokens, tokens, c.hidden_size);
   for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
     const Layer& layer = layers_[static_cast<size_t>(i)];
-    cuda::AddRmsNorm(queue, h_.as<Bf16>(), x, i == 0 ? nullptr : delta_.as<Bf16>(), layer.attention_norm.as<float>(),
+    cuda::Rows h = h_.rows(layer.qkv.fp8);
+    cuda::AddRmsNorm(queue, h, x, i == 0 ? nullptr : delta_.as<Bf16>(), delta, layer.attention_norm.as<float>(),
                      c.rms_norm_eps, tokens, c.hidden_size);
-    RETURN_IF_ERROR(Multiply(queue, layer.qkv, h_.as<Bf16>(), tokens, qkv_.data(), false));
-    cuda::RopeAndStoreKv(queue, qkv_.as<Bf16>(), rope, c.num_attention_heads, batch.slots, batch.positions, tokens, kv,
-                         i);
+    ASSIGN_OR_RETURN(cuda::Factors qkv, Multiply(queue, layer.qkv, h, tokens, qkv_.data(), false));
+    cuda::RopeAndStoreKv(queue, qkv_.as<Bf16>(), qkv, rope, c.num_attention_heads, batch.slots, batch.positions, tokens,
+                         kv, i);
     Attend(queue, batch, kv, scratch, i);
     // After the last layer's cache is written, only rows with an output matter.
     if (i + 1 == c.num_hidden_layers && batch.output_tokens != nullptr) {
@@ -348,17 +391,26 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
       x = x_kept_.as<float>();
       attention = attention_kept_.as<Bf16>();
     }
-    RETURN_IF_ERROR(Multiply(queue, layer.o, attention, tokens, delta_.data(), false));
-    RETURN_IF_ERROR(Mlp(queue, layer, x, tokens));
+    RETURN_IF_ERROR(Output(queue, layer.o, attention, tokens, delta));
+    RETURN_IF_ERROR(Mlp(queue, layer, x, tokens, delta));
   }
-  cuda::AddRmsNorm(queue, h_.as<Bf16>(), x, delta_.as<Bf16>(), final_norm_.as<float>(), c.rms_norm_eps, tokens,
-                   c.hidden_size);
+  cuda::AddRmsNorm(queue, h_.rows(lm_head_.fp8), x, delta_.as<Bf16>(), delta, final_norm_.as<float>(), c.rms_norm_eps,
+                   tokens, c.hidden_size);
   return {};
 }
 
 Result<void> CudaLlama::Head(cuda::Queue& queue, int32_t first, int32_t count, float* logits) {
   CHECK_LE(count, limits_.outputs_max);
-  return Multiply(queue, lm_head_, h_.as<Bf16>() + int64_t{first} * config_.hidden_size, count, logits, true);
+  cuda::Rows h = h_.rows(lm_head_.fp8);
+  if (lm_head_.fp8) {
+    h.fp8 += int64_t{first} * config_.hidden_size;
+    h.scales += first;
+  } else {
+    h.bf16 += int64_t{first} * config_.hidden_size;
+  }
+  ASSIGN_OR_RETURN(cuda::Factors none, Multiply(queue, lm_head_, h, count, logits, true));
+  CHECK(none.columns == nullptr);
+  return {};
 }
 
 }  // namespace ekiben

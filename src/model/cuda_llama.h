@@ -2,7 +2,9 @@
 //
 // Weights are bf16 rows: a linear of an engine in the packing bf16 is copied as it is and unpacked on the device, the
 // embedding is converted; or all of them are made on the device from a seed, for measuring shapes whose checkpoint is
-// not at hand. Activations between linears are bf16, the residual stream and logits f32.
+// not at hand. With fp8 the rows are then rounded to e4m3 with a factor each (an output channel), and a linear's input
+// is e4m3 with a factor a token, made by the op that computes it; a linear whose sizes are no multiples of 16 stays
+// bf16. Other activations are bf16, the residual stream and logits f32.
 // Forward queues kernels and returns; what it is given are device addresses. It allocates nothing, so it can be
 // captured into a graph as soon as the same shape has run once (cuBLASLt finds its plan in the first).
 // Errors: Load and Synthesize say what does not fit; Forward answers only what cuBLASLt or a launch refused, which is a
@@ -24,6 +26,10 @@ struct CudaModelLimits {
   int32_t max_seq_len = 0;
   int32_t tokens_max = 0;   // of one step
   int32_t outputs_max = 0;  // rows of logits computed at once
+};
+
+struct CudaPrecision {
+  bool fp8_linears = false, fp8_head = false;
 };
 
 // One step, in device memory. Rows of any kind are packed: token t is position[t] of slot[t]'s sequence.
@@ -51,9 +57,10 @@ struct CudaAttentionScratch {
 class CudaLlama {
  public:
   static Result<std::unique_ptr<CudaLlama>> Load(const ModelConfig& config, const EngineTensors& tensors,
-                                                 const CudaModelLimits& limits);
+                                                 const CudaModelLimits& limits, const CudaPrecision& precision = {});
   static Result<std::unique_ptr<CudaLlama>> Synthesize(const ModelConfig& config, uint64_t seed,
-                                                       const CudaModelLimits& limits);
+                                                       const CudaModelLimits& limits,
+                                                       const CudaPrecision& precision = {});
 
   // Everything up to the final norm of the rows that need logits.
   Result<void> Forward(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
@@ -75,8 +82,17 @@ class CudaLlama {
  private:
   struct Linear {
     int32_t out_features = 0, in_features = 0;
-    DeviceBuffer rows, bias;
+    bool fp8 = false;
+    DeviceBuffer weights, scales, bias;
     std::unique_ptr<cuda::SkinnyLinear> skinny;  // null when the shape does not suit it
+
+    cuda::Rows rows() const { return View(fp8, weights.data(), scales); }
+  };
+  // What a linear reads: bf16, or e4m3 with the scales.
+  struct Input {
+    DeviceBuffer values, scales;
+
+    cuda::Rows rows(bool fp8) const { return View(fp8, values.data(), scales); }
   };
   struct Layer {
     DeviceBuffer attention_norm, mlp_norm;
@@ -84,17 +100,28 @@ class CudaLlama {
   };
   class Loader;
 
-  CudaLlama(const ModelConfig& config, const CudaModelLimits& limits) : config_(config), limits_(limits) {}
+  CudaLlama(const ModelConfig& config, const CudaModelLimits& limits, const CudaPrecision& precision)
+      : config_(config), limits_(limits), precision_(precision) {}
+  static cuda::Rows View(bool fp8, std::byte* values, const DeviceBuffer& scales) {
+    if (!fp8) return {.bf16 = reinterpret_cast<cuda::Bf16*>(values)};
+    return {.fp8 = reinterpret_cast<cuda::Fp8*>(values), .scales = scales.as<float>()};
+  }
   Result<void> Allocate();
   Result<void> UploadRope();
-  Result<void> Multiply(cuda::Queue& queue, const Linear& w, const cuda::Bf16* x, int32_t tokens, void* out,
-                        bool out_f32);
+  // What the output still lacks; nothing in bf16, with a bias or in f32.
+  Result<cuda::Factors> Multiply(cuda::Queue& queue, const Linear& w, const cuda::Rows& x, int32_t tokens, void* out,
+                                 bool out_f32);
   void Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv, const CudaAttentionScratch& scratch,
               int32_t layer);
-  Result<void> Mlp(cuda::Queue& queue, const Layer& layer, float* x, int32_t tokens);
+  // Both leave what is to be added to the residual in delta_ and say in `delta` what it lacks; Mlp first adds what was
+  // there.
+  Result<void> Output(cuda::Queue& queue, const Linear& o, const cuda::Bf16* attention, int32_t tokens,
+                      cuda::Factors& delta);
+  Result<void> Mlp(cuda::Queue& queue, const Layer& layer, float* x, int32_t tokens, cuda::Factors& delta);
 
   ModelConfig config_;
   CudaModelLimits limits_;
+  CudaPrecision precision_;
   std::unique_ptr<CublasLt> cublaslt_;
   DeviceBuffer embedding_, final_norm_, rope_;
   Linear lm_head_;
@@ -102,8 +129,10 @@ class CudaLlama {
   cuda::DecodeAttention decode_attention_;
   bool decode_attention_serves_ = false;
   size_t weight_bytes_ = 0, activation_bytes_ = 0;
-  // [tokens_max, ...]: residual (and its rows that go on), normed input, qkv, attention (and its rows), delta, mlp.
-  DeviceBuffer x_, x_kept_, h_, qkv_, attention_, attention_kept_, delta_, gate_up_, mlp_;
+  // [tokens_max, ...]: residual (and its rows that go on), qkv, attention (and its rows), delta, gate_up; normed input,
+  // attention in e4m3, mlp.
+  DeviceBuffer x_, x_kept_, qkv_, attention_, attention_kept_, delta_, gate_up_;
+  Input h_, attention_codes_, mlp_;
 };
 
 }  // namespace ekiben

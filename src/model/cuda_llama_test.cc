@@ -22,27 +22,28 @@ constexpr int32_t kMaxSeqLen = 512, kSlots = 4;
 // Steps over a few sequences, every fed token's logits downloaded. Blocks of a sequence are scattered over the pool.
 class Runner {
  public:
-  Runner(std::unique_ptr<CudaLlama> model, int32_t tokens_per_block)
+  Runner(std::unique_ptr<CudaLlama> model, int32_t tokens_per_block, bool fp8_kv = false)
       : model_(std::move(model)), per_block_(tokens_per_block) {
     const ModelConfig& c = model_->config();
     pitch_ = kMaxSeqLen / per_block_;
     stream_ = *CudaStream::Create();
     queue_.stream = stream_.get();
-    kv_ = {.layers = c.num_hidden_layers,
+    kv_ = {.fp8 = fp8_kv,
+           .layers = c.num_hidden_layers,
            .blocks = kSlots * pitch_,
            .kv_heads = c.num_key_value_heads,
            .tokens_per_block = per_block_,
            .head_dim = c.head_dim,
            .head_stride = cuda::HeadStride(c.head_dim),
            .table_pitch = pitch_};
-    size_t pool = kv_.layer_elements() * static_cast<size_t>(c.num_hidden_layers) * sizeof(cuda::Bf16);
+    size_t pool = kv_.layer_bytes() * static_cast<size_t>(c.num_hidden_layers);
     keys_ = *DeviceBuffer::Create(pool);
     values_ = *DeviceBuffer::Create(pool);
     // NaN everywhere but in the padding of a head: what was never written must not be seen.
     PoisonPool(keys_);
     PoisonPool(values_);
-    kv_.keys = keys_.as<cuda::Bf16>();
-    kv_.values = values_.as<cuda::Bf16>();
+    kv_.keys = keys_.data();
+    kv_.values = values_.data();
     std::vector<int32_t> tables(static_cast<size_t>(kv_.blocks));
     for (int32_t i = 0; i < kv_.blocks; ++i) tables[static_cast<size_t>(i)] = (i * 7 + 3) % kv_.blocks;
     tables_ = Upload(tables);
@@ -137,10 +138,10 @@ class Runner {
     return out;
   }
   void PoisonPool(DeviceBuffer& pool) {
-    std::vector<cuda::Bf16> host(pool.size() / sizeof(cuda::Bf16), 0x7FC0);
-    auto stride = static_cast<size_t>(kv_.head_stride);
+    std::vector<uint8_t> host(pool.size(), 0xFF);
+    size_t element = kv_.element_bytes(), stride = static_cast<size_t>(kv_.head_stride) * element;
     for (size_t i = 0; i < host.size(); ++i)
-      if (i % stride >= static_cast<size_t>(kv_.head_dim)) host[i] = 0;
+      if (i % stride >= static_cast<size_t>(kv_.head_dim) * element) host[i] = 0;
     EXPECT_TRUE(stream_.Copy(pool.data(), host.data(), pool.size()).ok());
     EXPECT_TRUE(stream_.Wait().ok());
   }

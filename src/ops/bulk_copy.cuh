@@ -59,8 +59,10 @@ __device__ __forceinline__ void TileLoad(uint32_t shared, const CUtensorMap* map
       : "memory");
 }
 
-// A row-major bf16 [rows][columns] matrix read in boxes of box_rows x 64 columns, swizzled. Outside reads as zero.
-inline cudaError_t EncodeRows(CUtensorMap* map, const void* data, uint64_t rows, uint64_t columns, uint32_t box_rows) {
+// A row-major [rows][columns] matrix of bf16, or of bytes (e4m3), read in boxes of box_rows x 128 bytes, swizzled.
+// Outside reads as zero.
+inline cudaError_t EncodeRows(CUtensorMap* map, const void* data, bool bytes, uint64_t rows, uint64_t columns,
+                              uint32_t box_rows) {
   using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                               const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                               CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -72,11 +74,12 @@ inline cudaError_t EncodeRows(CUtensorMap* map, const void* data, uint64_t rows,
     return status == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : nullptr;
   }();
   if (encode == nullptr) return cudaErrorNotSupported;
-  cuuint64_t sizes[2] = {columns, rows}, strides[1] = {columns * 2};
-  cuuint32_t box[2] = {64, box_rows}, steps[2] = {1, 1};
-  CUresult status = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box,
-                           steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  cuuint64_t sizes[2] = {columns, rows}, strides[1] = {columns * (bytes ? 1 : 2)};
+  cuuint32_t box[2] = {bytes ? 128u : 64u, box_rows}, steps[2] = {1, 1};
+  CUresult status =
+      encode(map, bytes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data),
+             sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -1,4 +1,5 @@
-// What every CUDA body shares: launching on a Queue with or without dependence, waiting upstream, bf16 in vectors.
+// What every CUDA body shares: launching on a Queue with or without dependence, waiting upstream, bf16 and e4m3 in
+// vectors.
 // C++17, device code of sm_90a. Thread: one (the queue's).
 #pragma once
 #include <cuda_bf16.h>
@@ -24,18 +25,31 @@ inline void Note(Queue& queue, cudaError_t status) {
 }
 
 template <typename... P, typename... A>
-void Launch(Queue& queue, void (*kernel)(P...), dim3 grid, int threads, size_t shared, A... arguments) {
+void LaunchCluster(Queue& queue, void (*kernel)(P...), dim3 grid, dim3 cluster, int threads, size_t shared,
+                   A... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = queue.stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = queue.dependent ? 1 : 0;
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (queue.dependent) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster.x * cluster.y * cluster.z > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {cluster.x, cluster.y, cluster.z};
+  }
+  config.attrs = attributes;
+  config.numAttrs = count;
   Note(queue, cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));
+}
+
+template <typename... P, typename... A>
+void Launch(Queue& queue, void (*kernel)(P...), dim3 grid, int threads, size_t shared, A... arguments) {
+  LaunchCluster(queue, kernel, grid, dim3(1), threads, shared, arguments...);
 }
 
 __device__ __forceinline__ void Load8(const Bf16* p, float (&v)[8]) {
@@ -55,6 +69,28 @@ __device__ __forceinline__ uint32_t Pack2(float low, float high) {
 __device__ __forceinline__ void Store8(Bf16* p, const float (&v)[8]) {
   *reinterpret_cast<uint4*>(p) = make_uint4(Pack2(v[0], v[1]), Pack2(v[2], v[3]), Pack2(v[4], v[5]), Pack2(v[6], v[7]));
 }
+// Two e4m3 codes, the first in the low byte; beyond 448 is 448.
+__device__ __forceinline__ uint32_t PackFp8x2(float low, float high) {
+  uint16_t packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %2, %1;" : "=h"(packed) : "f"(low), "f"(high));
+  return packed;
+}
+__device__ __forceinline__ void StoreFp8x8(Fp8* p, const float (&v)[8]) {
+  *reinterpret_cast<uint2*>(p) = make_uint2(PackFp8x2(v[0], v[1]) | PackFp8x2(v[2], v[3]) << 16,
+                                            PackFp8x2(v[4], v[5]) | PackFp8x2(v[6], v[7]) << 16);
+}
+// Two codes as f16, which holds every e4m3 value.
+__device__ __forceinline__ uint32_t HalfFromFp8x2(uint32_t two_codes) {
+  uint32_t result;
+  asm("{\n.reg .b16 low;\ncvt.u16.u32 low, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}" : "=r"(result) : "r"(two_codes));
+  return result;
+}
+__device__ __forceinline__ uint32_t PackHalf2(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(packed) : "f"(low), "f"(high));
+  return packed;
+}
+constexpr float kFp8Max = 448;
 __device__ __forceinline__ float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

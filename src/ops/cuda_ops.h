@@ -5,11 +5,11 @@
 // queue.error (a cudaError_t, 0 is success); the caller checks it once a step. With queue.dependent a kernel may start
 // before the one upstream has finished (programmatic dependent launch): each waits before it touches what others write.
 //
-// Shapes: [rows, columns] row-major and contiguous unless a stride says otherwise; bf16 as its 16 bits. The residual
-// stream and logits are f32, everything between linears bf16, all sums f32. Columns are multiples of 8, pointers are
-// 16-byte aligned. Counts that change inside a captured graph are read from device memory where said so.
-// Determinism: a row's result depends on that row and on the shapes only; sums run in an order fixed by shapes.
-// Thread: one.
+// Shapes: [rows, columns] row-major and contiguous unless a stride says otherwise; bf16 as its 16 bits, e4m3 as its 8.
+// The residual stream and logits are f32, what a linear reads is bf16 or e4m3 with a factor a row, what it writes bf16,
+// all sums f32. Columns are multiples of 8, pointers are 16-byte aligned. Counts that change inside a captured graph
+// are read from device memory where said so. Determinism: a row's result depends on that row and on the shapes only;
+// sums run in an order fixed by shapes. Thread: one.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +20,21 @@ struct CUstream_st;
 namespace ekiben::cuda {
 
 using Bf16 = uint16_t;
+using Fp8 = uint8_t;  // e4m3: 1 sign, 4 exponent, 3 fraction bits, largest 448
+
+// Rows that a linear reads or that its weights are: bf16, or e4m3 codes (then `bf16` is null) with the factor of each
+// row that gives back its values. A row's largest magnitude becomes the code 448.
+struct Rows {
+  Bf16* bf16 = nullptr;
+  Fp8* fp8 = nullptr;
+  float* scales = nullptr;
+};
+
+// What the bf16 output of an e4m3 linear still lacks: value = stored * columns[c] * tokens[t]. The op that reads it
+// multiplies, so no linear has a pass of its own for it, and cuBLASLt's fastest mode serves. Nulls: nothing is missing.
+struct Factors {
+  const float *columns = nullptr, *tokens = nullptr;
+};
 
 struct Queue {
   CUstream_st* stream = nullptr;
@@ -35,12 +50,15 @@ void EmbeddingLookup(Queue& queue, float* x, const Bf16* table, const int32_t* s
                      int32_t tokens, int32_t columns);
 // residual += delta (when delta is not null); y = residual / rms(residual) * weight.
 // REQUIRES: columns <= 16384.
-void AddRmsNorm(Queue& queue, Bf16* y, float* residual, const Bf16* delta, const float* weight, float eps,
-                int32_t tokens, int32_t columns);
-// y = silu(gate) * up; a row of gate_up is its gate values, then its up values.
-void SwiGlu(Queue& queue, Bf16* y, const Bf16* gate_up, int32_t tokens, int32_t columns);
-// y += bias, for linears that have one; y is bf16, or f32 in the second form.
-void AddBias(Queue& queue, Bf16* y, const float* bias, int32_t tokens, int32_t columns);
+void AddRmsNorm(Queue& queue, const Rows& y, float* residual, const Bf16* delta, const Factors& factors,
+                const float* weight, float eps, int32_t tokens, int32_t columns);
+// y = silu(gate) * up; a row of gate_up is its gate values, then its up values. REQUIRES: columns <= 131072 for e4m3.
+void SwiGlu(Queue& queue, const Rows& y, const Bf16* gate_up, const Factors& factors, int32_t tokens, int32_t columns);
+// y = y * factors + bias, for linears that have one.
+void AddBias(Queue& queue, Bf16* y, const Factors& factors, const float* bias, int32_t tokens, int32_t columns);
+// x as e4m3. REQUIRES: columns <= kQuantizeColumnsMax.
+inline constexpr int32_t kQuantizeColumnsMax = 32768;
+void Quantize(Queue& queue, const Rows& y, const Bf16* x, int32_t rows, int32_t columns);
 // y[i] = x[rows[i]] for both pairs: what goes on after the last layer's attention.
 void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y2, const Bf16* x2, int32_t columns2,
                 const int32_t* rows, int32_t count);
@@ -49,8 +67,11 @@ void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y
 
 // A layer's keys are [blocks][kv_heads][tokens_per_block][head_stride], its values the same, each in a pool of its own
 // for all layers. head_stride is head_dim rounded up to a size that the kernels have; the padding stays zero.
+// Elements are bf16, or e4m3 of the value over `key_scale` or `value_scale`.
 struct KvLayout {
-  Bf16 *keys = nullptr, *values = nullptr;                             // of layer 0
+  void *keys = nullptr, *values = nullptr;  // of layer 0
+  bool fp8 = false;
+  float key_scale = 1, value_scale = 1;
   int32_t layers = 0, blocks = 0, kv_heads = 0, tokens_per_block = 0;  // tokens_per_block: a power of two >= 16
   int32_t head_dim = 0, head_stride = 0;
   const int32_t* tables = nullptr;  // [slots][table_pitch] block ids
@@ -60,18 +81,20 @@ struct KvLayout {
     return static_cast<size_t>(blocks) * static_cast<size_t>(kv_heads) * static_cast<size_t>(tokens_per_block) *
            static_cast<size_t>(head_stride);
   }
+  size_t element_bytes() const { return fp8 ? 1 : 2; }
+  size_t layer_bytes() const { return layer_elements() * element_bytes(); }
 };
 // 32, 64, 96, 128 or 256; 0 when the kernels have none that holds head_dim.
 int32_t HeadStride(int32_t head_dim);
 
-// Rotates queries and keys of qkv by their positions (ops/rope.h's formula and table); queries stay in place, keys and
-// values go to the cache. slots[t] and positions[t] say where; a negative slot writes nothing.
+// Rotates queries and keys of qkv by their positions (ops/rope.h's formula and table); queries stay in place as bf16
+// values, keys and values go to the cache. slots[t] and positions[t] say where; a negative slot writes nothing.
 struct RopeTableView {
   const float* table = nullptr;  // [positions][cos of head_dim, then signed sin of head_dim]
   bool interleaved = false;
 };
-void RopeAndStoreKv(Queue& queue, Bf16* qkv, const RopeTableView& rope, int32_t query_heads, const int32_t* slots,
-                    const int32_t* positions, int32_t tokens, const KvLayout& kv, int32_t layer);
+void RopeAndStoreKv(Queue& queue, Bf16* qkv, const Factors& factors, const RopeTableView& rope, int32_t query_heads,
+                    const int32_t* slots, const int32_t* positions, int32_t tokens, const KvLayout& kv, int32_t layer);
 
 // tables[edits[i].first] = edits[i].second for i < *count; one launch before a step.
 struct TableEdit {
@@ -143,8 +166,9 @@ class DecodeAttention {
 
 // --- Linear (skinny_linear.cu) ---
 
-// out[m][n] = x[m][k] * w[n][k]^T for few tokens: the weights pass through once. Sums do not depend on m.
-// REQUIRES: 1 <= m <= kSkinnyTokensMax, n % 8 == 0, k % 8 == 0.
+// out[m][n] = x[m][k] * w[n][k]^T for few tokens: the weights pass through once. Sums do not depend on m. In e4m3 an
+// f32 output is complete, a bf16 one lacks its Factors. REQUIRES: 1 <= m <= kSkinnyTokensMax, n % 8 == 0, k % 8 == 0
+// (16 in e4m3); x and w of one type.
 inline constexpr int32_t kSkinnyTokensMax = 64;
 class SkinnyLinear {
  public:
@@ -152,8 +176,8 @@ class SkinnyLinear {
   ~SkinnyLinear();
   SkinnyLinear(const SkinnyLinear&) = delete;
   SkinnyLinear& operator=(const SkinnyLinear&) = delete;
-  int Prepare(const Bf16* w, int32_t n, int32_t k);  // a cudaError_t
-  void Run(Queue& queue, const Bf16* x, int32_t m, void* out, bool out_f32) const;
+  int Prepare(const Rows& w, int32_t n, int32_t k);  // a cudaError_t
+  void Run(Queue& queue, const Rows& x, int32_t m, void* out, bool out_f32) const;
 
  private:
   struct State;

@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <iostream>
 #include <random>
 #include <vector>
 
 #include "base/dtype.h"
+#include "device/cuda/cublaslt.h"
 #include "device/cuda/cuda_device.h"
 #include "ops/cuda_attention_items.h"
 
@@ -16,6 +18,23 @@ namespace ekiben {
 namespace {
 
 using cuda::Bf16;
+using cuda::Fp8;
+
+float Fp8ToF32(Fp8 code) {
+  int exponent = code >> 3 & 15, fraction = code & 7;
+  float value = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9)
+                              : std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
+  if ((code & 0x7F) == 0x7F) value = NAN;
+  return (code & 0x80) != 0 ? -value : value;
+}
+
+Fp8 NearestFp8(float x) {
+  if (std::isnan(x)) return 0x7F;
+  Fp8 best = 0;
+  for (Fp8 code = 0; code < 0x7F; ++code)
+    if (std::abs(Fp8ToF32(code) - std::abs(x)) < std::abs(Fp8ToF32(best) - std::abs(x))) best = code;
+  return x < 0 ? best | 0x80 : best;
+}
 
 class CudaOps : public ::testing::Test {
  protected:
@@ -56,6 +75,15 @@ class CudaOps : public ::testing::Test {
     return out;
   }
 
+  std::vector<Fp8> RandomFp8(size_t count) {
+    std::vector<Fp8> out(count);
+    for (Fp8& x : out) {
+      do x = static_cast<Fp8>(random_());
+      while ((x & 0x7F) == 0x7F);
+    }
+    return out;
+  }
+
   std::mt19937 random_{1};
   CudaStream stream_;
   cuda::Queue queue_;
@@ -81,11 +109,11 @@ TEST_F(CudaOps, SkinnyLinearIsRightOnOddShapesAndATokenDoesNotDependOnTheBatch) 
     auto x = RandomBf16(static_cast<size_t>(64) * static_cast<size_t>(k), 1.0f);
     DeviceBuffer dw = Upload(w), dx = Upload(x);
     cuda::SkinnyLinear linear;
-    ASSERT_EQ(linear.Prepare(dw.as<Bf16>(), n, k), 0);
+    ASSERT_EQ(linear.Prepare({.bf16 = dw.as<Bf16>()}, n, k), 0);
     std::vector<float> first;
     for (int32_t m : {1, 3, 8, 9, 16, 31, 33, 64}) {
       DeviceBuffer out = Poison(static_cast<size_t>(m) * static_cast<size_t>(n) * 4);
-      linear.Run(queue_, dx.as<Bf16>(), m, out.data(), true);
+      linear.Run(queue_, {.bf16 = dx.as<Bf16>()}, m, out.data(), true);
       auto got = Download<float>(out);
       if (first.empty()) first.assign(got.begin(), got.begin() + n);
       for (int32_t i = 0; i < n; ++i)
@@ -105,44 +133,161 @@ TEST_F(CudaOps, SkinnyLinearIsRightOnOddShapesAndATokenDoesNotDependOnTheBatch) 
       for (float value : got) ASSERT_FALSE(std::isnan(value)) << "an output was never written";
     }
     DeviceBuffer out = Poison(static_cast<size_t>(5) * static_cast<size_t>(n) * 2);
-    linear.Run(queue_, dx.as<Bf16>(), 5, out.data(), false);
+    linear.Run(queue_, {.bf16 = dx.as<Bf16>()}, 5, out.data(), false);
     auto got = Download<Bf16>(out);
     for (int32_t i = 0; i < n; ++i) ASSERT_EQ(got[static_cast<size_t>(i)], F32ToBF16(first[static_cast<size_t>(i)]));
   }
 }
 
-TEST_F(CudaOps, AddRmsNormAndSwiGluAgreeWithDouble) {
-  for (int32_t columns : {8, 64, 120, 576, 1536, 4096, 8200, 16384}) {
-    constexpr int32_t kTokens = 5;
-    auto count = static_cast<size_t>(kTokens) * static_cast<size_t>(columns);
-    auto residual = RandomF32(count, 1), weight = RandomF32(static_cast<size_t>(columns), 1);
-    auto delta = RandomBf16(count, 1), gate_up = RandomBf16(2 * count, 2);
-    DeviceBuffer dr = Upload(residual), dw = Upload(weight), dd = Upload(delta), dg = Upload(gate_up);
-    DeviceBuffer y = Poison(count * 2), glu = Poison(count * 2);
-    cuda::AddRmsNorm(queue_, y.as<Bf16>(), dr.as<float>(), dd.as<Bf16>(), dw.as<float>(), 1e-5f, kTokens, columns);
-    cuda::SwiGlu(queue_, glu.as<Bf16>(), dg.as<Bf16>(), kTokens, columns);
-    auto normed = Download<Bf16>(y), mlp = Download<Bf16>(glu);
-    auto sums = Download<float>(dr);
-    std::vector<double> got, want, got_glu, want_glu;
-    for (size_t t = 0; t < kTokens; ++t) {
-      double squares = 0;
-      for (size_t i = 0; i < static_cast<size_t>(columns); ++i) {
-        size_t at = t * static_cast<size_t>(columns) + i;
-        EXPECT_EQ(sums[at], residual[at] + BF16ToF32(delta[at]));
-        squares += double{sums[at]} * sums[at];
+// Of e4m3 operands; also cuBLASLt's product, whose codes' sums need factors.
+TEST_F(CudaOps, LinearsOfE4m3AreRightOnOddShapesAndATokenDoesNotDependOnTheBatch) {
+  struct {
+    int32_t n, k;
+  } shapes[] = {{576, 576}, {960, 576},   {1536, 576},   {576, 1536}, {208, 112},
+                {16, 16},   {6144, 4096}, {4096, 14336}, {49152, 576}};
+  auto cublaslt = CublasLt::Create();
+  ASSERT_TRUE(cublaslt.ok()) << cublaslt.error().message();
+  for (auto [n, k] : shapes) {
+    constexpr int32_t kTokens = 72;
+    auto un = static_cast<size_t>(n), uk = static_cast<size_t>(k);
+    auto w = RandomFp8(un * uk), x = RandomFp8(kTokens * uk);
+    auto w_scales = RandomF32(un, 1), x_scales = RandomF32(kTokens, 1);
+    DeviceBuffer dw = Upload(w), dx = Upload(x), dws = Upload(w_scales), dxs = Upload(x_scales);
+    cuda::Rows w_rows{.fp8 = dw.as<Fp8>(), .scales = dws.as<float>()},
+        x_rows{.fp8 = dx.as<Fp8>(), .scales = dxs.as<float>()};
+    cuda::SkinnyLinear linear;
+    ASSERT_EQ(linear.Prepare(w_rows, n, k), 0);
+    // Of 200 outputs, ||got - want|| / ||want||; complete: with the factors.
+    auto error = [&](const std::vector<float>& got, int32_t m, bool complete) {
+      std::vector<double> sample, want;
+      for (int s = 0; s < 200; ++s) {
+        auto token = static_cast<size_t>(random_()) % static_cast<size_t>(m), row = static_cast<size_t>(random_()) % un;
+        double sum = 0;
+        for (size_t i = 0; i < uk; ++i) sum += double{Fp8ToF32(w[row * uk + i])} * Fp8ToF32(x[token * uk + i]);
+        want.push_back(complete ? sum * w_scales[row] * x_scales[token] : sum);
+        sample.push_back(got[token * un + row]);
       }
-      double factor = 1 / std::sqrt(squares / columns + 1e-5);
-      for (size_t i = 0; i < static_cast<size_t>(columns); ++i) {
-        size_t at = t * static_cast<size_t>(columns) + i;
-        want.push_back(sums[at] * factor * weight[i]);
-        got.push_back(BF16ToF32(normed[at]));
-        double g = BF16ToF32(gate_up[2 * t * static_cast<size_t>(columns) + i]);
-        want_glu.push_back(g / (1 + std::exp(-g)) * BF16ToF32(gate_up[(2 * t + 1) * static_cast<size_t>(columns) + i]));
-        got_glu.push_back(BF16ToF32(mlp[at]));
+      for (float value : got) EXPECT_FALSE(std::isnan(value)) << "an output was never written";
+      return RelativeError(sample, want);
+    };
+    std::vector<float> first;
+    for (int32_t m : {1, 3, 8, 9, 16, 31, 33, 64}) {
+      DeviceBuffer out = Poison(static_cast<size_t>(m) * un * 4);
+      linear.Run(queue_, x_rows, m, out.data(), true);
+      auto got = Download<float>(out);
+      if (first.empty()) first.assign(got.begin(), got.begin() + n);
+      for (size_t i = 0; i < un; ++i) ASSERT_EQ(got[i], first[i]) << n << "x" << k << " m " << m;
+      // The tensor cores drop low bits within 128 columns.
+      EXPECT_LT(error(got, m, true), 1e-3) << n << "x" << k << " m " << m;
+    }
+    auto widen = [](const std::vector<Bf16>& values) {
+      std::vector<float> out;
+      for (Bf16 v : values) out.push_back(BF16ToF32(v));
+      return out;
+    };
+    DeviceBuffer out = Poison(5 * un * 2);
+    linear.Run(queue_, x_rows, 5, out.data(), false);
+    EXPECT_LT(error(widen(Download<Bf16>(out)), 5, false), 4e-3) << n << "x" << k;
+    LtOperands operands{.w = dw.data(), .x = dx.data(), .w_scales = dws.as<float>(), .x_scales = dxs.as<float>()};
+    DeviceBuffer codes = Poison(kTokens * un * 2), whole = Poison(kTokens * un * 4);
+    operands.out = codes.data();
+    auto done = (*cublaslt)->Multiply(stream_.get(), {kTokens, n, k, true, false}, operands);
+    ASSERT_TRUE(done.ok()) << done.error().message();
+    double of_codes = error(widen(Download<Bf16>(codes)), kTokens, false);
+    operands.out = whole.data();
+    done = (*cublaslt)->Multiply(stream_.get(), {kTokens, n, k, true, true}, operands);
+    ASSERT_TRUE(done.ok()) << done.error().message();
+    double of_whole = error(Download<float>(whole), kTokens, true);
+    std::cout << n << "x" << k << ": cuBLASLt, fast accumulation " << of_codes << ", with vectors " << of_whole << "\n";
+    EXPECT_LT(of_codes, 1e-2);
+    EXPECT_LT(of_whole, 1e-3);
+  }
+}
+
+TEST_F(CudaOps, AddRmsNormSwiGluAndBiasAgreeWithDouble) {
+  for (int32_t columns : {8, 64, 120, 576, 1536, 4096, 8200, 14336, 16384}) {
+    for (bool fp8 : {false, true}) {
+      for (int32_t tokens : {5, 70}) {
+        auto un = static_cast<size_t>(columns), count = static_cast<size_t>(tokens) * un;
+        auto residual = RandomF32(count, 1), weight = RandomF32(un, 1), bias = RandomF32(un, 1);
+        auto delta = RandomBf16(count, 1), gate_up = RandomBf16(2 * count, 2);
+        auto of_columns = RandomF32(2 * un, 0.7f), of_tokens = RandomF32(static_cast<size_t>(tokens), 0.7f);
+        DeviceBuffer dr = Upload(residual), dw = Upload(weight), dd = Upload(delta), dg = Upload(gate_up),
+                     dc = Upload(of_columns), dt = Upload(of_tokens), db = Upload(bias), biased = Upload(delta);
+        DeviceBuffer y = Poison(count * 2), glu = Poison(count * 2), ys = Poison(static_cast<size_t>(tokens) * 4),
+                     gs = Poison(static_cast<size_t>(tokens) * 4);
+        cuda::Factors factors;
+        if (fp8) factors = {dc.as<float>(), dt.as<float>()};
+        auto factor = [&](size_t token, size_t column) { return fp8 ? of_columns[column] * of_tokens[token] : 1.0f; };
+        auto rows = [&](const DeviceBuffer& to, const DeviceBuffer& scales) {
+          return fp8 ? cuda::Rows{.fp8 = to.as<Fp8>(), .scales = scales.as<float>()}
+                     : cuda::Rows{.bf16 = to.as<Bf16>()};
+        };
+        cuda::AddRmsNorm(queue_, rows(y, ys), dr.as<float>(), dd.as<Bf16>(), factors, dw.as<float>(), 1e-5f, tokens,
+                         columns);
+        cuda::SwiGlu(queue_, rows(glu, gs), dg.as<Bf16>(), factors, tokens, columns);
+        cuda::AddBias(queue_, biased.as<Bf16>(), factors, db.as<float>(), tokens, columns);
+        auto read = [&](const DeviceBuffer& from, const DeviceBuffer& scales) {
+          std::vector<double> out;
+          if (fp8) {
+            auto codes = Download<Fp8>(from);
+            auto scale = Download<float>(scales);
+            for (size_t i = 0; i < count; ++i) out.push_back(double{Fp8ToF32(codes[i])} * scale[i / un]);
+          } else {
+            for (Bf16 v : Download<Bf16>(from)) out.push_back(BF16ToF32(v));
+          }
+          return out;
+        };
+        auto sums = Download<float>(dr);
+        std::vector<double> want, want_glu, want_bias, got_bias;
+        for (Bf16 v : Download<Bf16>(biased)) got_bias.push_back(BF16ToF32(v));
+        for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
+          double squares = 0;
+          for (size_t i = 0; i < un; ++i) {
+            size_t at = t * un + i;
+            EXPECT_NEAR(sums[at], residual[at] + BF16ToF32(delta[at]) * factor(t, i), fp8 ? 1e-5 : 0);
+            squares += double{sums[at]} * sums[at];
+          }
+          double norm = 1 / std::sqrt(squares / columns + 1e-5);
+          for (size_t i = 0; i < un; ++i) {
+            size_t at = t * un + i;
+            want.push_back(sums[at] * norm * weight[i]);
+            want_bias.push_back(BF16ToF32(delta[at]) * factor(t, i) + bias[i]);
+            double g = BF16ToF32(gate_up[2 * t * un + i]) * factor(t, i),
+                   up = BF16ToF32(gate_up[(2 * t + 1) * un + i]) * factor(t, un + i);
+            want_glu.push_back(g / (1 + std::exp(-g)) * up);
+          }
+        }
+        // e4m3 keeps three bits of fraction.
+        const double bound = fp8 ? 3.5e-2 : 4e-3;
+        EXPECT_LT(RelativeError(read(y, ys), want), bound) << columns;
+        EXPECT_LT(RelativeError(read(glu, gs), want_glu), bound) << columns;
+        EXPECT_LT(RelativeError(got_bias, want_bias), 4e-3) << columns;
       }
     }
-    EXPECT_LT(RelativeError(got, want), 4e-3) << columns;
-    EXPECT_LT(RelativeError(got_glu, want_glu), 4e-3) << columns;
+  }
+}
+
+TEST_F(CudaOps, QuantizedRowsComeBackWithinARoundingAndZerosStayZero) {
+  for (int32_t columns : {8, 576, 4096, 8200, 28672}) {
+    constexpr size_t kRows = 7;
+    auto un = static_cast<size_t>(columns);
+    auto x = RandomBf16(kRows * un, 3);
+    std::fill_n(x.begin() + static_cast<std::ptrdiff_t>(2 * un), un, Bf16{0});
+    DeviceBuffer dx = Upload(x), codes = Poison(kRows * un), scales = Poison(kRows * 4);
+    cuda::Quantize(queue_, {.fp8 = codes.as<Fp8>(), .scales = scales.as<float>()}, dx.as<Bf16>(), kRows, columns);
+    auto got = Download<Fp8>(codes);
+    auto scale = Download<float>(scales);
+    for (size_t r = 0; r < kRows; ++r) {
+      float top = 0;
+      for (size_t i = 0; i < un; ++i) {
+        float want = BF16ToF32(x[r * un + i]), value = Fp8ToF32(got[r * un + i]) * scale[r];
+        // Half a step of three fraction bits, or of the smallest codes.
+        ASSERT_NEAR(value, want, std::max(std::abs(want) / 16, scale[r] * 0x1p-10f) * 1.0001f) << columns;
+        top = std::max(top, std::abs(Fp8ToF32(got[r * un + i])));
+      }
+      EXPECT_EQ(top, r == 2 ? 0.0f : 448.0f);
+    }
   }
 }
 
@@ -189,19 +334,30 @@ struct AttentionCase {
   int32_t query_heads, kv_heads, head_dim, tokens_per_block, window, keys, queries;
 };
 
-class CudaAttention : public CudaOps, public ::testing::WithParamInterface<AttentionCase> {};
+class CudaAttention : public CudaOps, public ::testing::WithParamInterface<AttentionCase> {
+ protected:
+  void Check(const AttentionCase& c, bool fp8);
+};
 
+// Both element types of the cache; of e4m3 the reference takes the codes' values.
 TEST_P(CudaAttention, AgreesWithDouble) {
-  const AttentionCase& c = GetParam();
+  for (bool fp8 : {false, true}) Check(GetParam(), fp8);
+}
+
+void CudaAttention::Check(const AttentionCase& c, bool fp8) {
   const int32_t pitch = CeilDiv(c.keys, c.tokens_per_block), blocks = 2 * pitch + 3, position = c.keys - c.queries;
-  cuda::KvLayout kv{.layers = 2,
+  const float key_scale = fp8 ? 0.5f : 1.0f, value_scale = fp8 ? 0.25f : 1.0f;
+  cuda::KvLayout kv{.fp8 = fp8,
+                    .key_scale = key_scale,
+                    .value_scale = value_scale,
+                    .layers = 2,
                     .blocks = blocks,
                     .kv_heads = c.kv_heads,
                     .tokens_per_block = c.tokens_per_block,
                     .head_dim = c.head_dim,
                     .head_stride = cuda::HeadStride(c.head_dim),
                     .table_pitch = pitch};
-  std::vector<Bf16> keys(kv.layer_elements() * 2, 0x7FC0), values = keys;
+  std::vector<float> keys(kv.layer_elements() * 2, NAN), values = keys;
   std::vector<int32_t> table(static_cast<size_t>(2 * pitch));
   for (int32_t i = 0; i < pitch; ++i) table[static_cast<size_t>(pitch + i)] = (i * 5 + 2) % blocks;
   std::vector<bool> used(static_cast<size_t>(blocks));
@@ -218,18 +374,33 @@ TEST_P(CudaAttention, AgreesWithDouble) {
   };
   for (int32_t head = 0; head < c.kv_heads; ++head) {
     for (int32_t key = 0; key < c.keys; ++key) {
-      auto k = RandomBf16(static_cast<size_t>(c.head_dim), 1), v = RandomBf16(static_cast<size_t>(c.head_dim), 1);
+      auto k = RandomF32(static_cast<size_t>(c.head_dim), 1), v = RandomF32(static_cast<size_t>(c.head_dim), 1);
       for (int32_t d = 0; d < kv.head_stride; ++d) {
-        keys[at(head, key) + static_cast<size_t>(d)] = d < c.head_dim ? k[static_cast<size_t>(d)] : Bf16{0};
-        values[at(head, key) + static_cast<size_t>(d)] = d < c.head_dim ? v[static_cast<size_t>(d)] : Bf16{0};
+        keys[at(head, key) + static_cast<size_t>(d)] = d < c.head_dim ? k[static_cast<size_t>(d)] : 0;
+        values[at(head, key) + static_cast<size_t>(d)] = d < c.head_dim ? v[static_cast<size_t>(d)] : 0;
       }
     }
   }
   const int32_t width = c.query_heads * c.head_dim, stride = width + 2 * c.kv_heads * c.head_dim, before = 3;
   auto q = RandomBf16(static_cast<size_t>((before + c.queries) * stride), 1);
-  DeviceBuffer dk = Upload(keys), dv = Upload(values), dt = Upload(table), dq = Upload(q);
-  kv.keys = dk.as<Bf16>();
-  kv.values = dv.as<Bf16>();
+  // As the cache stores them, and then the stored values in their place.
+  auto store = [&](std::vector<float>& pool, float scale) {
+    std::vector<Bf16> wide;
+    std::vector<Fp8> codes;
+    for (float& x : pool) {
+      if (fp8) {
+        codes.push_back(NearestFp8(x / scale));
+        x = Fp8ToF32(codes.back()) * scale;
+      } else {
+        wide.push_back(F32ToBF16(x));
+        x = BF16ToF32(wide.back());
+      }
+    }
+    return fp8 ? Upload(codes) : Upload(wide);
+  };
+  DeviceBuffer dk = store(keys, key_scale), dv = store(values, value_scale), dt = Upload(table), dq = Upload(q);
+  kv.keys = dk.data();
+  kv.values = dv.data();
   kv.tables = dt.as<int32_t>();
   cuda::AttentionItemShape shape{c.kv_heads, c.query_heads / c.kv_heads, 256};
   const int32_t chunks_max = CeilDiv(c.keys, shape.split);
@@ -289,7 +460,7 @@ TEST_P(CudaAttention, AgreesWithDouble) {
           double sum = 0;
           for (int32_t d = 0; d < c.head_dim; ++d)
             sum += double{BF16ToF32(q[static_cast<size_t>((before + t) * stride + h * c.head_dim + d)])} *
-                   BF16ToF32(keys[at(kv_head, key) + static_cast<size_t>(d)]);
+                   keys[at(kv_head, key) + static_cast<size_t>(d)];
           scores.push_back(sum / std::sqrt(c.head_dim));
           top = std::max(top, scores.back());
         }
@@ -297,14 +468,16 @@ TEST_P(CudaAttention, AgreesWithDouble) {
         for (int32_t d = 0; d < c.head_dim; ++d) {
           double sum = 0;
           for (int32_t key = low; key <= here; ++key)
-            sum +=
-                scores[static_cast<size_t>(key - low)] * BF16ToF32(values[at(kv_head, key) + static_cast<size_t>(d)]);
+            sum += scores[static_cast<size_t>(key - low)] * values[at(kv_head, key) + static_cast<size_t>(d)];
           want.push_back(sum / total);
           got.push_back(BF16ToF32(first[static_cast<size_t>((before + t) * width + h * c.head_dim + d)]));
         }
       }
     }
-    EXPECT_LT(RelativeError(got, want), 6e-3) << (bulk ? "bulk" : generation ? "generation" : "context");
+    EXPECT_LT(RelativeError(got, want), 6e-3) << (bulk         ? "bulk"
+                                                  : generation ? "generation"
+                                                               : "context")
+                                              << (fp8 ? " e4m3" : "");
     for (int32_t i = 0; i < before * width; ++i)
       ASSERT_EQ(first[static_cast<size_t>(i)], 0xFFFF) << "wrote before its rows";
   };

@@ -8,6 +8,9 @@
 // neither between two items nor, up to four deep, behind one another. Chunks are merged, in chunk order, by the warp
 // that arrives last. The split is a constant, so a sequence's result does not depend on its neighbours.
 //
+// A cache of e4m3 is multiplied as f16, which holds its values: half the bytes, the same tensor instructions, and a
+// conversion of each pair of elements in between.
+//
 // Slots of a block past a sequence's length may hold anything, NaN included: their scores and value rows are masked.
 // Measured ladder: docs/gpu.md. Long on purpose: one kernel read in order.
 #include "ops/bulk_copy.cuh"
@@ -17,9 +20,15 @@ namespace ekiben::cuda {
 namespace {
 
 constexpr int kPage = 64, kHeadDim = 128, kGroup = 4, kWarps = 8;
-constexpr int kTile = 2 * 8192;                // one block of keys or values of one head: two boxes of 64 columns
-constexpr int kStageBytes = 2 * kTile + 1024;  // keys, values, the group's queries
 constexpr int kThreads = kWarps * 32 + 32 + kGroup * 32;
+
+template <bool kFp8>
+struct Stage {
+  static constexpr int kBoxes = kFp8 ? 1 : 2;      // of 128 bytes of each token
+  static constexpr int kTile = kBoxes * 8192;      // one block of keys or values of one head
+  static constexpr int kBytes = 2 * kTile + 1024;  // keys, values, the group's queries
+  static constexpr int kBoxColumns = kFp8 ? 128 : 64;
+};
 
 struct DecodeArguments {
   const Bf16* q;
@@ -30,12 +39,13 @@ struct DecodeArguments {
   float* partial;      // [slot][kv head][chunk][4][128] unnormalised sums, then ...
   float2* partial_ml;  // [slot][kv head][chunk][4] {maximum, sum}, in powers of two
   unsigned* arrived;   // [slot][kv head], zero between launches
-  float scale_log2;
+  float scale_log2, value_scale;
   int split, table_pitch, chunks_max, stages, q_stride, kv_heads, base_row;
 };
 
-constexpr int SharedBytes(int stages) {
-  return 1024 + stages * kStageBytes + 2 * kWarps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 64;
+constexpr int SharedBytes(bool fp8, int stages) {
+  return 1024 + stages * (fp8 ? Stage<true>::kBytes : Stage<false>::kBytes) +
+         2 * kWarps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 64;
 }
 
 // Keys of an item's chunk; its blocks are fetched by one warp, a block a lane.
@@ -44,12 +54,20 @@ __device__ __forceinline__ int ChunkTokens(const AttentionItem& item, int split)
   return item.chunk + 1 < item.chunks ? split : left;
 }
 
+template <bool kHalf>
 __device__ __forceinline__ void MultiplyHeads(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
   // Rows 8..15 of A are padding: the registers that would hold them are zero.
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
+  if constexpr (kHalf) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
+  }
 }
 __device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -67,9 +85,12 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_
 __device__ __forceinline__ uint32_t PageAddress(uint32_t tile, int row, int column) {
   return tile + (column >> 7) * 8192 + row * 128 + ((column & 127) ^ ((row & 7) << 4));
 }
+
+template <bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1)
     DecodeKernel(const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map,
                  DecodeArguments p) {
+  constexpr int kTile = Stage<kFp8>::kTile, kStageBytes = Stage<kFp8>::kBytes;
   extern __shared__ uint8_t shared_raw[];
   uint32_t ring = (SharedAddressOf(shared_raw) + 1023) & ~1023u;
   uint8_t* ring_pointer = shared_raw + (ring - SharedAddressOf(shared_raw));
@@ -127,11 +148,12 @@ __global__ void __launch_bounds__(kThreads, 1)
           uint32_t base = ring + stage * kStageBytes;
           BarrierExpect(full + 8 * stage, kStageBytes);
           int row = p.base_row + (page_id * p.kv_heads + now.kv_head) * kPage;
-          for (int box = 0; box < 2; ++box) {
-            TileLoad(base + box * 8192, &k_map, box * 64, row, full + 8 * stage, once);
+          constexpr int kBoxes = Stage<kFp8>::kBoxes, kColumns = Stage<kFp8>::kBoxColumns;
+          for (int box = 0; box < kBoxes; ++box) {
+            TileLoad(base + box * 8192, &k_map, box * kColumns, row, full + 8 * stage, once);
           }
-          for (int box = 0; box < 2; ++box) {
-            TileLoad(base + kTile + box * 8192, &v_map, box * 64, row, full + 8 * stage, once);
+          for (int box = 0; box < kBoxes; ++box) {
+            TileLoad(base + kTile + box * 8192, &v_map, box * kColumns, row, full + 8 * stage, once);
           }
           const Bf16* q = p.q + static_cast<size_t>(now.token) * p.q_stride + now.kv_head * kGroup * kHeadDim;
           asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -175,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       auto store = [&] {
 #pragma unroll
         for (int h = 0; h < kGroup; ++h) {
-          float factor = 1.0f / total[h];
+          float factor = p.value_scale / total[h];
           uint2 packed = make_uint2(Pack2(value[h].x * factor, value[h].y * factor),
                                     Pack2(value[h].z * factor, value[h].w * factor));
           size_t head = (static_cast<size_t>(item.token) * p.kv_heads + item.kv_head) * kGroup + h;
@@ -275,19 +297,40 @@ __global__ void __launch_bounds__(kThreads, 1)
             const uint32_t* q = reinterpret_cast<const uint32_t*>(ring_pointer + stage * kStageBytes + 2 * kTile);
 #pragma unroll
             for (int s = 0; s < 8; ++s) {
-              int low = s * 8 + t, high = low + 4;
+              // e4m3 arrives as 4 neighbouring elements a thread, so K's order within 16 is permuted; queries follow
+              // it.
+              int low = kFp8 ? s * 8 + 2 * t : s * 8 + t, high = kFp8 ? low + 1 : low + 4;
               qa[s][0] = g < kGroup ? q[g * 64 + low] : 0;
               qa[s][1] = g < kGroup ? q[g * 64 + high] : 0;
+              if constexpr (kFp8) {
+#pragma unroll
+                for (uint32_t& two : qa[s])
+                  two = PackHalf2(__uint_as_float(two << 16), __uint_as_float(two & 0xFFFF0000u));
+              }
             }
           }
           float s[2][4] = {};
-          int row = sub * 16 + (lane / 16) * 8 + lane % 8;
+          if constexpr (kFp8) {
+            int row = sub * 16 + ((lane / 8) & 1) * 8 + lane % 8;
 #pragma unroll
-          for (int step = 0; step < 8; ++step) {
-            uint32_t r[4];
-            LoadMatrices(r, PageAddress(k_tile, row, (2 * step + ((lane / 8) & 1)) * 16));
-            MultiplyHeads(s[0], qa[step][0], qa[step][1], r[0], r[1]);
-            MultiplyHeads(s[1], qa[step][0], qa[step][1], r[2], r[3]);
+            for (int step = 0; step < 8; step += 2) {
+              uint32_t r[4];
+              LoadMatrices(r, PageAddress(k_tile, row, (step + lane / 16) * 16));
+#pragma unroll
+              for (int h = 0; h < 4; ++h) {
+                MultiplyHeads<true>(s[h % 2], qa[step + h / 2][0], qa[step + h / 2][1], HalfFromFp8x2(r[h] & 0xFFFF),
+                                    HalfFromFp8x2(r[h] >> 16));
+              }
+            }
+          } else {
+            int row = sub * 16 + (lane / 16) * 8 + lane % 8;
+#pragma unroll
+            for (int step = 0; step < 8; ++step) {
+              uint32_t r[4];
+              LoadMatrices(r, PageAddress(k_tile, row, (2 * step + ((lane / 8) & 1)) * 16));
+              MultiplyHeads<false>(s[0], qa[step][0], qa[step][1], r[0], r[1]);
+              MultiplyHeads<false>(s[1], qa[step][0], qa[step][1], r[2], r[3]);
+            }
           }
           // Scores of head g, tokens 2t, 2t+1 (s[0]) and 8+2t, 9+2t (s[1]).
           float x[4] = {s[0][0] * p.scale_log2, s[0][1] * p.scale_log2, s[1][0] * p.scale_log2, s[1][1] * p.scale_log2};
@@ -312,7 +355,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             o[n][0] *= shrink;
             o[n][1] *= shrink;
           }
-          uint32_t p0 = Pack2(x[0], x[1]), p1 = Pack2(x[2], x[3]);
+          uint32_t p0 = kFp8 ? PackHalf2(x[0], x[1]) : Pack2(x[0], x[1]);
+          uint32_t p1 = kFp8 ? PackHalf2(x[2], x[3]) : Pack2(x[2], x[3]);
           uint32_t keep0 = ~0u, keep1 = ~0u;
           if (tail) {
             keep0 = (2 * t < left ? 0xFFFFu : 0) | (2 * t + 1 < left ? 0xFFFF0000u : 0);
@@ -320,7 +364,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
           int v_row = sub * 16 + ((lane / 8) & 1) * 8 + lane % 8;
 #pragma unroll
-          for (int c = 0; c < 16; c += 2) {
+          for (int c = 0; c < (kFp8 ? 8 : 16); c += 2) {
             uint32_t r[4];
             LoadMatricesTransposed(r, PageAddress(v_tile, v_row, (c + lane / 16) * 16));
             if (tail) {
@@ -329,8 +373,20 @@ __global__ void __launch_bounds__(kThreads, 1)
               r[2] &= keep0;
               r[3] &= keep1;
             }
-            MultiplyHeads(o[c], p0, p1, r[0], r[1]);
-            MultiplyHeads(o[c + 1], p0, p1, r[2], r[3]);
+            if constexpr (kFp8) {
+#pragma unroll
+              for (int h = 0; h < 2; ++h) {
+                // Bytes (k0 d0)(k0 d1)(k1 d0)(k1 d1) become pairs of tokens, of d0 in the low half, of d1 in the high.
+                uint32_t first = __byte_perm(r[2 * h], 0, 0x3120), second = __byte_perm(r[2 * h + 1], 0, 0x3120);
+                MultiplyHeads<true>(o[2 * (c + h)], p0, p1, HalfFromFp8x2(first & 0xFFFF),
+                                    HalfFromFp8x2(second & 0xFFFF));
+                MultiplyHeads<true>(o[2 * (c + h) + 1], p0, p1, HalfFromFp8x2(first >> 16),
+                                    HalfFromFp8x2(second >> 16));
+              }
+            } else {
+              MultiplyHeads<false>(o[c], p0, p1, r[0], r[1]);
+              MultiplyHeads<false>(o[c + 1], p0, p1, r[2], r[3]);
+            }
           }
         }
       }
@@ -347,8 +403,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (turn >= 2) BarrierWait(taken + 8 * ((turn - 2) & 3), ((turn - 2) >> 2) & 1);
     if (g < kGroup) {
       float* mine = merge + ((buffer * kWarps + warp) * kGroup + g) * kHeadDim;
+      if constexpr (kFp8) {
 #pragma unroll
-      for (int n = 0; n < 16; ++n) *reinterpret_cast<float2*>(mine + n * 8 + 2 * t) = make_float2(o[n][0], o[n][1]);
+        for (int c = 0; c < 8; ++c) {
+          *reinterpret_cast<float4*>(mine + c * 16 + 4 * t) =
+              make_float4(o[2 * c][0], o[2 * c + 1][0], o[2 * c][1], o[2 * c + 1][1]);
+        }
+      } else {
+#pragma unroll
+        for (int n = 0; n < 16; ++n) *reinterpret_cast<float2*>(mine + n * 8 + 2 * t) = make_float2(o[n][0], o[n][1]);
+      }
       if (t == 0) merge_ml[(buffer * kWarps + warp) * kGroup + g] = make_float2(maximum, sum);
     }
     BarrierArrive(handed + 8 * (turn & 3));
@@ -373,16 +437,16 @@ bool DecodeAttention::Serves(const KvLayout& kv, int32_t query_heads, int32_t wi
 
 int DecodeAttention::Prepare(const KvLayout& kv) {
   int stages = 2;
-  while (stages < 16 && SharedBytes(stages + 1) <= 227 * 1024) ++stages;
+  while (stages < 16 && SharedBytes(kv.fp8, stages + 1) <= 227 * 1024) ++stages;
   maps_->stages = stages;
-  cudaError_t status =
-      cudaFuncSetAttribute(DecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes(stages));
+  cudaError_t status = cudaFuncSetAttribute(kv.fp8 ? DecodeKernel<true> : DecodeKernel<false>,
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes(kv.fp8, stages));
   if (status != cudaSuccess) return static_cast<int>(status);
   uint64_t rows = kv.layer_elements() / kHeadDim * static_cast<uint64_t>(kv.layers);
   if (rows > 0x7FFFFFFFu) return static_cast<int>(cudaErrorInvalidValue);  // coordinates are 32 bits
-  status = EncodeRows(&maps_->keys, kv.keys, rows, kHeadDim, kPage);
+  status = EncodeRows(&maps_->keys, kv.keys, kv.fp8, rows, kHeadDim, kPage);
   if (status != cudaSuccess) return static_cast<int>(status);
-  status = EncodeRows(&maps_->values, kv.values, rows, kHeadDim, kPage);
+  status = EncodeRows(&maps_->values, kv.values, kv.fp8, rows, kHeadDim, kPage);
   if (status != cudaSuccess) return static_cast<int>(status);
   return static_cast<int>(cudaDeviceGetAttribute(&maps_->multiprocessors, cudaDevAttrMultiProcessorCount, 0));
 }
@@ -396,7 +460,8 @@ void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const KvLay
                        a.partial,
                        reinterpret_cast<float2*>(a.partial_ml),
                        a.arrived,
-                       1.4426950408889634f / sqrtf(static_cast<float>(kHeadDim)),
+                       kv.key_scale * 1.4426950408889634f / sqrtf(static_cast<float>(kHeadDim)),
+                       kv.value_scale,
                        a.split,
                        kv.table_pitch,
                        a.chunks_max,
@@ -404,8 +469,8 @@ void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const KvLay
                        a.q_stride,
                        kv.kv_heads,
                        static_cast<int>(kv.layer_elements() / kHeadDim * static_cast<size_t>(layer))};
-  Launch(queue, DecodeKernel, dim3(static_cast<unsigned>(maps_->multiprocessors)), kThreads,
-         static_cast<size_t>(SharedBytes(maps_->stages)), maps_->keys, maps_->values, p);
+  Launch(queue, kv.fp8 ? DecodeKernel<true> : DecodeKernel<false>, dim3(static_cast<unsigned>(maps_->multiprocessors)),
+         kThreads, static_cast<size_t>(SharedBytes(kv.fp8, maps_->stages)), maps_->keys, maps_->values, p);
 }
 
 }  // namespace ekiben::cuda

@@ -22,81 +22,222 @@ __global__ void EmbeddingKernel(float* x, const Bf16* table, const int32_t* sour
   }
 }
 
-__device__ float BlockSum(float value, float* scratch) {
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+struct SumAndTop {
+  float sum, top;
+};
+// Over the threads of a CTA. scratch: 32 of them in shared memory.
+__device__ SumAndTop BlockReduce(SumAndTop value, SumAndTop* scratch) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value.sum += __shfl_xor_sync(~0u, value.sum, offset);
+    value.top = fmaxf(value.top, __shfl_xor_sync(~0u, value.top, offset));
+  }
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
   __syncthreads();
-  float result = 0;
-  for (unsigned w = 0; w < blockDim.x / 32; ++w) result += scratch[w];
+  SumAndTop result = {0, 0};
+  for (unsigned w = 0; w < blockDim.x / 32; ++w) {
+    result.sum += scratch[w].sum;
+    result.top = fmaxf(result.top, scratch[w].top);
+  }
   return result;
 }
 
+// A row whose largest magnitude is `top`: its factor, and what its values are multiplied by to become codes. A row of
+// zeros has a factor too, so that it stays zero.
+struct Fp8Scale {
+  float scale, inverse;
+};
+__device__ __forceinline__ Fp8Scale ScaleOf(float top) {
+  top = fmaxf(top, 1e-20f);
+  return {top / kFp8Max, kFp8Max / top};
+}
+
+__device__ __forceinline__ void LoadFloats(const float* p, float (&v)[8]) {
+  *reinterpret_cast<float4*>(v) = *reinterpret_cast<const float4*>(p);
+  *reinterpret_cast<float4*>(v + 4) = *reinterpret_cast<const float4*>(p + 4);
+}
+
 // One token a CTA; a thread holds up to kVectors pieces of 8 columns.
-template <int kVectors>
-__global__ void __launch_bounds__(1024)
-    AddRmsNormKernel(Bf16* y, float* residual, const Bf16* delta, const float* weight, float eps, int32_t columns) {
-  __shared__ float scratch[32];
+template <int kVectors, bool kFp8>
+__global__ void __launch_bounds__(1024) AddRmsNormKernel(Rows y, float* residual, const Bf16* delta, Factors factors,
+                                                         const float* weight, float eps, int32_t columns) {
+  __shared__ SumAndTop scratch[32];
   LaunchDependents();
-  // Weights depend on nothing: they are on their way before the kernel upstream has finished.
-  float w[kVectors][8];
+  // Weights and their factors depend on nothing: they are on their way before the kernel upstream has finished.
+  float w[kVectors][8], missing[kVectors][8];
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
     int at = 8 * (j * blockDim.x + threadIdx.x);
     if (at >= columns) continue;
-    *reinterpret_cast<float4*>(w[j]) = *reinterpret_cast<const float4*>(weight + at);
-    *reinterpret_cast<float4*>(w[j] + 4) = *reinterpret_cast<const float4*>(weight + at + 4);
+    LoadFloats(weight + at, w[j]);
+    if (factors.columns != nullptr) LoadFloats(factors.columns + at, missing[j]);
   }
   WaitUpstream();
   size_t row = static_cast<size_t>(blockIdx.x) * columns;
+  float of_token = factors.tokens != nullptr ? factors.tokens[blockIdx.x] : 1.0f;
   float v[kVectors][8];
-  float squares = 0;
+  SumAndTop mine = {0, 0};
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
     int at = 8 * (j * blockDim.x + threadIdx.x);
     if (at >= columns) continue;
-    float4 low = *reinterpret_cast<float4*>(residual + row + at);
-    float4 high = *reinterpret_cast<float4*>(residual + row + at + 4);
-    float r[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    LoadFloats(residual + row + at, v[j]);
     if (delta != nullptr) {
       float d[8];
       Load8(delta + row + at, d);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) r[i] += d[i];
-      *reinterpret_cast<float4*>(residual + row + at) = make_float4(r[0], r[1], r[2], r[3]);
-      *reinterpret_cast<float4*>(residual + row + at + 4) = make_float4(r[4], r[5], r[6], r[7]);
+      for (int i = 0; i < 8; ++i) v[j][i] += factors.columns != nullptr ? d[i] * (missing[j][i] * of_token) : d[i];
+      *reinterpret_cast<float4*>(residual + row + at) = make_float4(v[j][0], v[j][1], v[j][2], v[j][3]);
+      *reinterpret_cast<float4*>(residual + row + at + 4) = make_float4(v[j][4], v[j][5], v[j][6], v[j][7]);
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      v[j][i] = r[i];
-      squares += r[i] * r[i];
+      mine.sum += v[j][i] * v[j][i];
+      v[j][i] *= w[j][i];
+      mine.top = fmaxf(mine.top, fabsf(v[j][i]));
     }
   }
-  float factor = rsqrtf(BlockSum(squares, scratch) / static_cast<float>(columns) + eps);
+  SumAndTop all = BlockReduce(mine, scratch);
+  float factor = rsqrtf(all.sum / static_cast<float>(columns) + eps);
+  Fp8Scale codes = ScaleOf(all.top * factor);
+  if (kFp8) {
+    if (threadIdx.x == 0) y.scales[blockIdx.x] = codes.scale;
+    factor *= codes.inverse;
+  }
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
     int at = 8 * (j * blockDim.x + threadIdx.x);
     if (at >= columns) continue;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[j][i] *= factor * w[j][i];
-    Store8(y + row + at, v[j]);
+    for (int i = 0; i < 8; ++i) v[j][i] *= factor;
+    if constexpr (kFp8) {
+      StoreFp8x8(y.fp8 + row + at, v[j]);
+    } else {
+      Store8(y.bf16 + row + at, v[j]);
+    }
   }
 }
 
-__global__ void SwiGluKernel(Bf16* y, const Bf16* gate_up, int32_t columns) {
-  LaunchDependents();
-  WaitUpstream();
-  int at = 8 * (blockIdx.y * blockDim.x + threadIdx.x);
-  if (at >= columns) return;
-  const Bf16* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * columns;
-  float gate[8], up[8];
-  Load8(row + at, gate);
+// silu(gate) * up of 8 columns from `at` on; `missing` as Factors says, of gate and of up.
+__device__ __forceinline__ void SwiGlu8(const Bf16* row, int32_t columns, int at, const float (&missing)[2][8],
+                                        bool scaled, float of_token, float (&y)[8]) {
+  float up[8];
+  Load8(row + at, y);
   Load8(row + columns + at, up);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
-  Store8(y + static_cast<size_t>(blockIdx.x) * columns + at, gate);
+  for (int i = 0; i < 8; ++i) {
+    if (scaled) {
+      y[i] *= missing[0][i] * of_token;
+      up[i] *= missing[1][i] * of_token;
+    }
+    y[i] = y[i] / (1.0f + __expf(-y[i])) * up[i];
+  }
 }
 
-__global__ void AddBiasKernel(Bf16* y, const float* bias, int32_t columns) {
+__global__ void SwiGluKernel(Bf16* y, const Bf16* gate_up, Factors factors, int32_t columns) {
+  LaunchDependents();
+  int at = 8 * (blockIdx.y * blockDim.x + threadIdx.x);
+  const bool scaled = factors.columns != nullptr;
+  float missing[2][8];
+  if (scaled && at < columns) {
+    LoadFloats(factors.columns + at, missing[0]);
+    LoadFloats(factors.columns + columns + at, missing[1]);
+  }
+  WaitUpstream();
+  if (at >= columns) return;
+  float of_token = scaled ? factors.tokens[blockIdx.x] : 1.0f, v[8];
+  SwiGlu8(gate_up + static_cast<size_t>(blockIdx.x) * 2 * columns, columns, at, missing, scaled, of_token, v);
+  Store8(y + static_cast<size_t>(blockIdx.x) * columns + at, v);
+}
+
+// The same to e4m3: a token's largest magnitude must be known first. Few tokens are spread over a cluster of CTAs each
+// (a lone CTA cannot have enough loads open), which tell one another their largest through shared memory.
+constexpr int kSwiGluVectors = 2, kClusterMax = 8;
+__global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate_up, Factors factors, int32_t columns) {
+  __shared__ SumAndTop scratch[32];
+  __shared__ float tops[kClusterMax];
+  const unsigned ctas = gridDim.y, rank = blockIdx.y;  // a cluster is a token's CTAs
+  LaunchDependents();
+  // Said now, awaited before writing to a peer: it must have started.
+  if (ctas > 1) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  const bool scaled = factors.columns != nullptr;
+  float missing[kSwiGluVectors][2][8];
+#pragma unroll
+  for (int j = 0; j < kSwiGluVectors; ++j) {
+    int at = 8 * ((j * ctas + rank) * blockDim.x + threadIdx.x);
+    if (!scaled || at >= columns) continue;
+    LoadFloats(factors.columns + at, missing[j][0]);
+    LoadFloats(factors.columns + columns + at, missing[j][1]);
+  }
+  WaitUpstream();
+  const Bf16* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * columns;
+  float of_token = scaled ? factors.tokens[blockIdx.x] : 1.0f;
+  float v[kSwiGluVectors][8];
+  SumAndTop mine = {0, 0};
+#pragma unroll
+  for (int j = 0; j < kSwiGluVectors; ++j) {
+    int at = 8 * ((j * ctas + rank) * blockDim.x + threadIdx.x);
+    if (at >= columns) continue;
+    SwiGlu8(row, columns, at, missing[j], scaled, of_token, v[j]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) mine.top = fmaxf(mine.top, fabsf(v[j][i]));
+  }
+  float top = BlockReduce(mine, scratch).top;
+  if (ctas > 1) {
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    if (threadIdx.x < ctas) {
+      uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(tops + rank));
+      asm volatile(
+          "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+          "st.shared::cluster.f32 [remote], %2;\n}" ::"r"(to),
+          "r"(threadIdx.x), "f"(top)
+          : "memory");
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    for (unsigned i = 0; i < ctas; ++i) top = fmaxf(top, tops[i]);
+  }
+  Fp8Scale codes = ScaleOf(top);
+  if (rank == 0 && threadIdx.x == 0) y.scales[blockIdx.x] = codes.scale;
+#pragma unroll
+  for (int j = 0; j < kSwiGluVectors; ++j) {
+    int at = 8 * ((j * ctas + rank) * blockDim.x + threadIdx.x);
+    if (at >= columns) continue;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[j][i] *= codes.inverse;
+    StoreFp8x8(y.fp8 + static_cast<size_t>(blockIdx.x) * columns + at, v[j]);
+  }
+}
+
+// One row a CTA.
+template <int kVectors>
+__global__ void __launch_bounds__(1024) QuantizeKernel(Rows y, const Bf16* x, int32_t columns) {
+  __shared__ SumAndTop scratch[32];
+  LaunchDependents();
+  WaitUpstream();
+  size_t row = static_cast<size_t>(blockIdx.x) * columns;
+  float v[kVectors][8];
+  SumAndTop mine = {0, 0};
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    int at = 8 * (j * blockDim.x + threadIdx.x);
+    if (at >= columns) continue;
+    Load8(x + row + at, v[j]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) mine.top = fmaxf(mine.top, fabsf(v[j][i]));
+  }
+  Fp8Scale codes = ScaleOf(BlockReduce(mine, scratch).top);
+  if (threadIdx.x == 0) y.scales[blockIdx.x] = codes.scale;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    int at = 8 * (j * blockDim.x + threadIdx.x);
+    if (at >= columns) continue;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[j][i] *= codes.inverse;
+    StoreFp8x8(y.fp8 + row + at, v[j]);
+  }
+}
+
+__global__ void AddBiasKernel(Bf16* y, Factors factors, const float* bias, int32_t columns) {
   LaunchDependents();
   WaitUpstream();
   int at = 8 * (blockIdx.y * blockDim.x + threadIdx.x);
@@ -104,8 +245,12 @@ __global__ void AddBiasKernel(Bf16* y, const float* bias, int32_t columns) {
   Bf16* to = y + static_cast<size_t>(blockIdx.x) * columns + at;
   float v[8];
   Load8(to, v);
+  float of_token = factors.tokens != nullptr ? factors.tokens[blockIdx.x] : 1.0f;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] += bias[at + i];
+  for (int i = 0; i < 8; ++i) {
+    if (factors.columns != nullptr) v[i] *= factors.columns[at + i] * of_token;
+    v[i] += bias[at + i];
+  }
   Store8(to, v);
 }
 
@@ -120,58 +265,80 @@ __global__ void GatherKernel(uint4* y, const uint4* x, int32_t vectors, uint4* y
 
 // One head of one token a warp; a lane owns up to four pairs of neighbouring dimensions.
 constexpr int kRopeWarps = 8, kRopePairs = 4;  // 4 * 32 pairs are head_dim 256
-__global__ void RopeKernel(Bf16* qkv, const float* table, bool interleaved, int32_t query_heads, const int32_t* slots,
-                           const int32_t* positions, KvLayout kv, size_t layer_offset) {
+__global__ void RopeKernel(Bf16* qkv, Factors factors, const float* table, bool interleaved, int32_t query_heads,
+                           const int32_t* slots, const int32_t* positions, KvLayout kv, size_t layer_offset) {
   LaunchDependents();
   int token = blockIdx.x, head = blockIdx.y * kRopeWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   int heads = query_heads + 2 * kv.kv_heads, pairs = kv.head_dim / 2;
   bool rotates = head < query_heads + kv.kv_heads;
-  // Where the step's tokens stand was copied before its first kernel, and the table never changes: both may be read
-  // before the kernel upstream has finished. Block tables may not: that first kernel edits them.
+  // Where the step's tokens stand was copied before its first kernel, and neither the table nor factors of weights ever
+  // change: they may be read before the kernel upstream has finished. Block tables may not: that first kernel edits
+  // them.
   int slot = slots[token], position = positions[token];
   const float2* cosine = reinterpret_cast<const float2*>(table + static_cast<size_t>(position) * 2 * kv.head_dim);
-  float2 turn[kRopePairs][2];
+  const bool scaled = factors.columns != nullptr && head < heads;
+  const float2* of_columns = reinterpret_cast<const float2*>(factors.columns + (scaled ? head * kv.head_dim : 0));
+  auto partner = [&](int pair) { return pair < pairs / 2 ? pair + pairs / 2 : pair - pairs / 2; };
+  float2 turn[kRopePairs][2], missing[kRopePairs][2];  // [1] of `missing`: the partner's
 #pragma unroll
   for (int j = 0; j < kRopePairs; ++j) {
     int pair = j * 32 + lane;
-    if (!rotates || pair >= pairs) continue;
-    turn[j][0] = cosine[pair];
-    turn[j][1] = cosine[pairs + pair];
+    missing[j][0] = missing[j][1] = make_float2(1, 1);
+    if (pair >= pairs) continue;
+    if (rotates) {
+      turn[j][0] = cosine[pair];
+      turn[j][1] = cosine[pairs + pair];
+    }
+    if (!scaled) continue;
+    missing[j][0] = of_columns[pair];
+    missing[j][1] = interleaved ? missing[j][0] : of_columns[partner(pair)];
   }
   WaitUpstream();
   if (head >= heads || slot < 0) return;
+  float of_token = factors.tokens != nullptr ? factors.tokens[token] : 1.0f;
   uint32_t* row = reinterpret_cast<uint32_t*>(qkv + (static_cast<size_t>(token) * heads + head) * kv.head_dim);
-  uint32_t out[kRopePairs];
+  auto read = [&](int pair, float2 factor) {
+    uint32_t two = row[pair];
+    return make_float2(__uint_as_float(two << 16) * (factor.x * of_token),
+                       __uint_as_float(two & 0xFFFF0000u) * (factor.y * of_token));
+  };
+  float2 out[kRopePairs];
 #pragma unroll
   for (int j = 0; j < kRopePairs; ++j) {
     int pair = j * 32 + lane;
     if (pair >= pairs) continue;
-    uint32_t mine = row[pair];
-    out[j] = mine;
+    out[j] = read(pair, missing[j][0]);
     if (!rotates) continue;
-    float x0 = __uint_as_float(mine << 16), x1 = __uint_as_float(mine & 0xFFFF0000u);
-    float o0 = x1, o1 = x0;
-    if (!interleaved) {
-      uint32_t other = row[pair < pairs / 2 ? pair + pairs / 2 : pair - pairs / 2];
-      o0 = __uint_as_float(other << 16);
-      o1 = __uint_as_float(other & 0xFFFF0000u);
-    }
-    out[j] = Pack2(x0 * turn[j][0].x + o0 * turn[j][1].x, x1 * turn[j][0].y + o1 * turn[j][1].y);
+    float2 other = interleaved ? make_float2(out[j].y, out[j].x) : read(partner(pair), missing[j][1]);
+    out[j] =
+        make_float2(out[j].x * turn[j][0].x + other.x * turn[j][1].x, out[j].y * turn[j][0].y + other.y * turn[j][1].y);
   }
   __syncwarp();  // every partner has been read before a query is overwritten
-  uint32_t* to = row;
-  if (head >= query_heads) {
-    int kv_head = (head - query_heads) % kv.kv_heads;
-    int block = kv.tables[static_cast<size_t>(slot) * kv.table_pitch + position / kv.tokens_per_block];
-    size_t at =
-        ((static_cast<size_t>(block) * kv.kv_heads + kv_head) * kv.tokens_per_block + position % kv.tokens_per_block) *
-        kv.head_stride;
-    to = reinterpret_cast<uint32_t*>((rotates ? kv.keys : kv.values) + layer_offset + at);
+  if (head < query_heads) {
+#pragma unroll
+    for (int j = 0; j < kRopePairs; ++j) {
+      int pair = j * 32 + lane;
+      if (pair < pairs) row[pair] = Pack2(out[j].x, out[j].y);
+    }
+    return;
   }
+  int kv_head = (head - query_heads) % kv.kv_heads;
+  int block = kv.tables[static_cast<size_t>(slot) * kv.table_pitch + position / kv.tokens_per_block];
+  size_t at = layer_offset + ((static_cast<size_t>(block) * kv.kv_heads + kv_head) * kv.tokens_per_block +
+                              position % kv.tokens_per_block) *
+                                 kv.head_stride;
+  void* pool = rotates ? kv.keys : kv.values;
+  float inverse = 1.0f / (rotates ? kv.key_scale : kv.value_scale);
 #pragma unroll
   for (int j = 0; j < kRopePairs; ++j) {
     int pair = j * 32 + lane;
-    if (pair < pairs) to[pair] = out[j];
+    if (pair >= pairs) continue;
+    if (kv.fp8) {
+      static_cast<uint16_t*>(pool)[at / 2 + pair] =
+          static_cast<uint16_t>(PackFp8x2(out[j].x * inverse, out[j].y * inverse));
+    } else {
+      static_cast<uint32_t*>(pool)[at / 2 + pair] = Pack2(out[j].x, out[j].y);
+    }
   }
 }
 
@@ -189,15 +356,15 @@ __global__ void TableEditKernel(int32_t* tables, const TableEdit* edits, const i
   }
 }
 
-__global__ void CopyBlockKernel(KvLayout kv, size_t layer_vectors, int32_t source, int32_t target, int32_t tokens) {
+// 16-byte vectors throughout.
+__global__ void CopyBlockKernel(KvLayout kv, size_t layer_vectors, size_t head_vectors, int32_t vectors, int32_t source,
+                                int32_t target) {
   LaunchDependents();
   WaitUpstream();
   int head = blockIdx.x, layer = blockIdx.y;
-  size_t head_vectors = static_cast<size_t>(kv.tokens_per_block) * kv.head_stride / 8;
   size_t from = layer * layer_vectors + (static_cast<size_t>(source) * kv.kv_heads + head) * head_vectors;
   size_t to = layer * layer_vectors + (static_cast<size_t>(target) * kv.kv_heads + head) * head_vectors;
-  uint4* pool = reinterpret_cast<uint4*>(blockIdx.z == 0 ? kv.keys : kv.values);
-  int vectors = tokens * kv.head_stride / 8;
+  uint4* pool = static_cast<uint4*>(blockIdx.z == 0 ? kv.keys : kv.values);
   for (int i = threadIdx.x; i < vectors; i += blockDim.x) pool[to + i] = pool[from + i];
 }
 
@@ -306,24 +473,40 @@ void EmbeddingLookup(Queue& queue, float* x, const Bf16* table, const int32_t* s
   Launch(queue, EmbeddingKernel, Grid(tokens), Threads(columns, 512), 0, x, table, source, last_tokens, columns);
 }
 
-void AddRmsNorm(Queue& queue, Bf16* y, float* residual, const Bf16* delta, const float* weight, float eps,
-                int32_t tokens, int32_t columns) {
-  if (columns <= 8 * 1024) {
-    Launch(queue, AddRmsNormKernel<1>, Grid(tokens), Threads(columns, 1024), 0, y, residual, delta, weight, eps,
-           columns);
-  } else {
-    Launch(queue, AddRmsNormKernel<2>, Grid(tokens), 1024, 0, y, residual, delta, weight, eps, columns);
+void AddRmsNorm(Queue& queue, const Rows& y, float* residual, const Bf16* delta, const Factors& factors,
+                const float* weight, float eps, int32_t tokens, int32_t columns) {
+  const bool fp8 = y.bf16 == nullptr;
+  auto* kernel = columns <= 8 * 1024 ? (fp8 ? AddRmsNormKernel<1, true> : AddRmsNormKernel<1, false>)
+                                     : (fp8 ? AddRmsNormKernel<2, true> : AddRmsNormKernel<2, false>);
+  Launch(queue, kernel, Grid(tokens), Threads(columns, 1024), 0, y, residual, delta, factors, weight, eps, columns);
+}
+
+void SwiGlu(Queue& queue, const Rows& y, const Bf16* gate_up, const Factors& factors, int32_t tokens, int32_t columns) {
+  if (y.bf16 != nullptr) {
+    int threads = Threads(columns, 256);
+    Launch(queue, SwiGluKernel, Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y.bf16, gate_up,
+           factors, columns);
+    return;
   }
+  int all_threads = (columns / 8 + kSwiGluVectors - 1) / kSwiGluVectors, a_cta = tokens <= 64 ? 128 : 1024;
+  int ctas = (all_threads + a_cta - 1) / a_cta;
+  ctas = ctas > kClusterMax ? kClusterMax : ctas;
+  int threads = ((all_threads + ctas - 1) / ctas + 31) / 32 * 32;
+  if (threads > 1024) return Note(queue, cudaErrorInvalidValue);
+  LaunchCluster(queue, SwiGluFp8Kernel, Grid(tokens, ctas), dim3(1, static_cast<unsigned>(ctas)), threads, 0, y,
+                gate_up, factors, columns);
 }
 
-void SwiGlu(Queue& queue, Bf16* y, const Bf16* gate_up, int32_t tokens, int32_t columns) {
+void AddBias(Queue& queue, Bf16* y, const Factors& factors, const float* bias, int32_t tokens, int32_t columns) {
   int threads = Threads(columns, 256);
-  Launch(queue, SwiGluKernel, Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y, gate_up, columns);
+  Launch(queue, AddBiasKernel, Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y, factors, bias,
+         columns);
 }
 
-void AddBias(Queue& queue, Bf16* y, const float* bias, int32_t tokens, int32_t columns) {
-  int threads = Threads(columns, 256);
-  Launch(queue, AddBiasKernel, Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y, bias, columns);
+void Quantize(Queue& queue, const Rows& y, const Bf16* x, int32_t rows, int32_t columns) {
+  if (columns > kQuantizeColumnsMax) return Note(queue, cudaErrorInvalidValue);
+  auto* kernel = columns <= 8 * 1024 ? QuantizeKernel<1> : QuantizeKernel<4>;
+  Launch(queue, kernel, Grid(rows), Threads(columns, 1024), 0, y, x, columns);
 }
 
 void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y2, const Bf16* x2, int32_t columns2,
@@ -332,11 +515,12 @@ void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y
          columns / 4, reinterpret_cast<uint4*>(y2), reinterpret_cast<const uint4*>(x2), columns2 / 8, rows);
 }
 
-void RopeAndStoreKv(Queue& queue, Bf16* qkv, const RopeTableView& rope, int32_t query_heads, const int32_t* slots,
-                    const int32_t* positions, int32_t tokens, const KvLayout& kv, int32_t layer) {
+void RopeAndStoreKv(Queue& queue, Bf16* qkv, const Factors& factors, const RopeTableView& rope, int32_t query_heads,
+                    const int32_t* slots, const int32_t* positions, int32_t tokens, const KvLayout& kv, int32_t layer) {
   int heads = query_heads + 2 * kv.kv_heads;
-  Launch(queue, RopeKernel, Grid(tokens, (heads + kRopeWarps - 1) / kRopeWarps), kRopeWarps * 32, 0, qkv, rope.table,
-         rope.interleaved, query_heads, slots, positions, kv, static_cast<size_t>(layer) * kv.layer_elements());
+  Launch(queue, RopeKernel, Grid(tokens, (heads + kRopeWarps - 1) / kRopeWarps), kRopeWarps * 32, 0, qkv, factors,
+         rope.table, rope.interleaved, query_heads, slots, positions, kv,
+         static_cast<size_t>(layer) * kv.layer_elements());
 }
 
 void ApplyTableEdits(Queue& queue, int32_t* tables, const TableEdit* edits, const int32_t* count) {
@@ -344,8 +528,10 @@ void ApplyTableEdits(Queue& queue, int32_t* tables, const TableEdit* edits, cons
 }
 
 void CopyBlock(Queue& queue, const KvLayout& kv, int32_t source, int32_t target, int32_t tokens) {
-  Launch(queue, CopyBlockKernel, Grid(kv.kv_heads, kv.layers, 2), 128, 0, kv, kv.layer_elements() / 8, source, target,
-         tokens);
+  size_t token_bytes = static_cast<size_t>(kv.head_stride) * kv.element_bytes();
+  Launch(queue, CopyBlockKernel, Grid(kv.kv_heads, kv.layers, 2), 128, 0, kv, kv.layer_bytes() / 16,
+         static_cast<size_t>(kv.tokens_per_block) * token_bytes / 16,
+         static_cast<int32_t>(static_cast<size_t>(tokens) * token_bytes / 16), source, target);
 }
 
 void ArgMax(Queue& queue, int32_t* result, int32_t* last_tokens, const float* logits, const int32_t* slots,

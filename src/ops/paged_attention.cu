@@ -7,8 +7,9 @@
 //               CTA walks one chunk of `split` keys. Warps are merged in order through shared memory, chunks in order
 //               by the CTA that arrives last.
 //
-// Keys and values arrive by 16-byte asynchronous copies, a tile ahead; what lies beyond the sequence is zero-filled, so
-// that stale blocks never reach a sum. Online softmax in powers of two. Long on purpose: one kernel read in order.
+// Keys and values arrive by 16-byte asynchronous copies, a tile ahead; of an e4m3 cache they pass through registers and
+// become f16, which holds their values. What lies beyond the sequence is zero-filled, so that stale blocks never reach
+// a sum. Online softmax in powers of two. Long on purpose: one kernel read in order.
 #include "ops/cuda_launch.cuh"
 
 namespace ekiben::cuda {
@@ -17,7 +18,8 @@ namespace {
 constexpr int kWarps = 4, kThreads = kWarps * 32, kKeys = 64, kStages = 2;
 
 struct KernelArguments {
-  const Bf16 *q, *keys, *values;
+  const Bf16* q;
+  const void *keys, *values;  // of the layer
   Bf16* out;
   const int32_t* tables;
   const AttentionItem* items;
@@ -25,7 +27,7 @@ struct KernelArguments {
   float *partial, *partial_ml;
   uint32_t* arrived;
   int32_t q_stride, query_heads, kv_heads, group, head_dim, table_pitch, block_shift, window, split, chunks_max;
-  float scale_log2;
+  float scale_log2, value_scale;
 };
 
 template <int kD>
@@ -57,11 +59,24 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_
                : "r"(address)
                : "memory");
 }
+template <bool kHalf>
 __device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  if constexpr (kHalf) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+// Two probabilities in the type of the values.
+template <bool kHalf>
+__device__ __forceinline__ uint32_t PackPair(float low, float high) {
+  return kHalf ? PackHalf2(low, high) : Pack2(low, high);
 }
 
 // Adds chunk sums of one generation item in chunk order and writes the heads. Runs in the CTA that arrived last.
@@ -80,11 +95,11 @@ __device__ void MergeChunks(const KernelArguments& p, const AttentionItem& item,
       top = raised;
     }
     size_t to = (static_cast<size_t>(item.token) * p.query_heads + item.kv_head * p.group + head) * p.head_dim + d;
-    p.out[to] = static_cast<Bf16>(Pack2(value / total, 0) & 0xFFFF);
+    p.out[to] = static_cast<Bf16>(Pack2(value / total * p.value_scale, 0) & 0xFFFF);
   }
 }
 
-template <int kD, bool kGeneration>
+template <int kD, bool kGeneration, bool kFp8>
 __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
   using L = Layout<kD>;
   constexpr int kWarpKeys = kGeneration ? 16 : kKeys;  // of a tile, for one warp
@@ -109,6 +124,10 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
       int token = item.token + packed / p.group, head = item.kv_head * p.group + packed % p.group;
       value =
           *reinterpret_cast<const uint4*>(p.q + static_cast<size_t>(token) * p.q_stride + head * p.head_dim + column);
+      if constexpr (kFp8) {
+        for (uint32_t* two : {&value.x, &value.y, &value.z, &value.w})
+          *two = PackHalf2(__uint_as_float(*two << 16), __uint_as_float(*two & 0xFFFF0000u));
+      }
     }
     *reinterpret_cast<uint4*>(queries + row * L::kPitch + column) = value;
   }
@@ -126,6 +145,13 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
   begin = begin / kKeys * kKeys;
   const int32_t* table = p.tables + static_cast<size_t>(item.slot) * p.table_pitch;
   const int tiles = end > begin ? (end - begin + kKeys - 1) / kKeys : 0;
+  auto element_of = [&](int key, int column) {
+    int block = table[key >> p.block_shift];
+    return (((static_cast<size_t>(block) * p.kv_heads + item.kv_head) << p.block_shift) +
+            (key & ((1 << p.block_shift) - 1))) *
+               kD +
+           column;
+  };
   auto load = [&](int tile) {
     Bf16* to = ring + tile % kStages * 2 * L::kTile;
     int base = begin + tile * kKeys;
@@ -133,15 +159,40 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
     for (int i = thread; i < kKeys * (kD / 8); i += kThreads) {
       int row = i / (kD / 8), column = i % (kD / 8) * 8, key = base + row;
       bool valid = key >= low && key < end;
-      int block = valid ? table[key >> p.block_shift] : 0;
-      size_t at = (((static_cast<size_t>(block) * p.kv_heads + item.kv_head) << p.block_shift) +
-                   (key & ((1 << p.block_shift) - 1))) *
-                      kD +
-                  column;
-      if (!valid) at = 0;
+      size_t at = valid ? element_of(key, column) : 0;
       uint32_t shared_at = SharedAddress(to + row * L::kPitch + column);
-      CopyAsync(shared_at, p.keys + at, valid);
-      CopyAsync(shared_at + L::kTile * 2, p.values + at, valid);
+      CopyAsync(shared_at, static_cast<const Bf16*>(p.keys) + at, valid);
+      CopyAsync(shared_at + L::kTile * 2, static_cast<const Bf16*>(p.values) + at, valid);
+    }
+  };
+  // e4m3: 16 codes of a key and of a value at a time, fetched while the tile before is computed.
+  constexpr int kPieces = kKeys * (kD / 16) / kThreads;
+  uint4 codes[2][kFp8 ? kPieces : 1];
+  auto fetch = [&](int tile) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      int at = i * kThreads + thread, column = at % (kD / 16) * 16, key = begin + tile * kKeys + at / (kD / 16);
+      codes[0][i] = codes[1][i] = make_uint4(0, 0, 0, 0);
+      if (key < low || key >= end) continue;
+      size_t from = element_of(key, column);
+      codes[0][i] = *reinterpret_cast<const uint4*>(static_cast<const Fp8*>(p.keys) + from);
+      codes[1][i] = *reinterpret_cast<const uint4*>(static_cast<const Fp8*>(p.values) + from);
+    }
+  };
+  auto place = [&](int tile) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      int at = i * kThreads + thread, column = at % (kD / 16) * 16, row = at / (kD / 16);
+      Bf16* to = ring + tile % kStages * 2 * L::kTile + row * L::kPitch + column;
+#pragma unroll
+      for (int which = 0; which < 2; ++which) {
+        const uint4 c = codes[which][i];
+        auto* halves = reinterpret_cast<uint4*>(to + which * L::kTile);
+        halves[0] = make_uint4(HalfFromFp8x2(c.x & 0xFFFF), HalfFromFp8x2(c.x >> 16), HalfFromFp8x2(c.y & 0xFFFF),
+                               HalfFromFp8x2(c.y >> 16));
+        halves[1] = make_uint4(HalfFromFp8x2(c.z & 0xFFFF), HalfFromFp8x2(c.z >> 16), HalfFromFp8x2(c.w & 0xFFFF),
+                               HalfFromFp8x2(c.w >> 16));
+      }
     }
   };
 
@@ -156,11 +207,22 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
     int packed = item.first + (kGeneration ? 0 : warp * 16) + g + 8 * r;
     row_position[r] = packed < packed_end ? item.position + packed / p.group : -1;
   }
-  if (tiles > 0) load(0);
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  if constexpr (kFp8) {
+    if (tiles > 0) {
+      fetch(0);
+      place(0);
+    }
+  } else {
+    if (tiles > 0) load(0);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
   for (int tile = 0; tile < tiles; ++tile) {
-    if (tile + 1 < tiles) load(tile + 1);
-    asm volatile("cp.async.commit_group;\ncp.async.wait_group 1;" ::: "memory");
+    if constexpr (kFp8) {
+      if (tile + 1 < tiles) fetch(tile + 1);
+    } else {
+      if (tile + 1 < tiles) load(tile + 1);
+      asm volatile("cp.async.commit_group;\ncp.async.wait_group 1;" ::: "memory");
+    }
     __syncthreads();
     const Bf16* keys = ring + tile % kStages * 2 * L::kTile;
     const Bf16* values = keys + L::kTile;
@@ -180,8 +242,8 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
         uint32_t b[4];
         LoadMatrices(b, SharedAddress(keys + (key_row + n * 8 + lane / 16 * 8 + lane % 8) * L::kPitch + step * 16 +
                                       (lane / 8 & 1) * 8));
-        Multiply(s[n], a, b[0], b[1]);
-        Multiply(s[n + 1], a, b[2], b[3]);
+        Multiply<kFp8>(s[n], a, b[0], b[1]);
+        Multiply<kFp8>(s[n + 1], a, b[2], b[3]);
       }
     }
 
@@ -226,20 +288,25 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
     }
 #pragma unroll
     for (int step = 0; step < kTilesN / 2; ++step) {
-      const uint32_t a[4] = {Pack2(s[2 * step][0], s[2 * step][1]), Pack2(s[2 * step][2], s[2 * step][3]),
-                             Pack2(s[2 * step + 1][0], s[2 * step + 1][1]),
-                             Pack2(s[2 * step + 1][2], s[2 * step + 1][3])};
+      const uint32_t a[4] = {PackPair<kFp8>(s[2 * step][0], s[2 * step][1]),
+                             PackPair<kFp8>(s[2 * step][2], s[2 * step][3]),
+                             PackPair<kFp8>(s[2 * step + 1][0], s[2 * step + 1][1]),
+                             PackPair<kFp8>(s[2 * step + 1][2], s[2 * step + 1][3])};
 #pragma unroll
       for (int n = 0; n < kOut; n += 2) {
         uint32_t b[4];
         LoadMatricesTransposed(
             b, SharedAddress(values + (key_row + step * 16 + (lane / 8 & 1) * 8 + lane % 8) * L::kPitch + n * 8 +
                              lane / 16 * 8));
-        Multiply(o[n], a, b[0], b[1]);
-        Multiply(o[n + 1], a, b[2], b[3]);
+        Multiply<kFp8>(o[n], a, b[0], b[1]);
+        Multiply<kFp8>(o[n + 1], a, b[2], b[3]);
       }
     }
-    __syncthreads();  // the tile after next overwrites this one
+    if constexpr (kFp8) {
+      if (tile + 1 < tiles) place(tile + 1);  // over the tile that all had left at this turn's barrier
+    } else {
+      __syncthreads();  // the tile after next overwrites this one
+    }
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -255,7 +322,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
       int token = item.token + packed / p.group, head = item.kv_head * p.group + packed % p.group;
       uint32_t* to =
           reinterpret_cast<uint32_t*>(p.out + (static_cast<size_t>(token) * p.query_heads + head) * p.head_dim);
-      float factor = 1.0f / sum[r];
+      float factor = p.value_scale / sum[r];
 #pragma unroll
       for (int n = 0; n < kOut; ++n) {
         int d = n * 8 + 2 * t;
@@ -297,7 +364,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
     }
     if (item.chunks == 1) {
       size_t to = (static_cast<size_t>(item.token) * p.query_heads + item.kv_head * p.group + head) * p.head_dim + d;
-      p.out[to] = static_cast<Bf16>(Pack2(value / total, 0) & 0xFFFF);
+      p.out[to] = static_cast<Bf16>(Pack2(value / total * p.value_scale, 0) & 0xFFFF);
     } else {
       size_t at = (owner * p.chunks_max + item.chunk) * p.group + head;
       __stcg(p.partial + at * kD + d, value);
@@ -318,24 +385,29 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
   if (thread == 0) p.arrived[owner] = 0;
 }
 
-template <int kD, bool kGeneration>
+template <int kD, bool kGeneration, bool kFp8>
 void RunFor(Queue& queue, const KernelArguments& p, int32_t items) {
   constexpr int kBytes = Layout<kD>::Bytes(kGeneration);
   static const cudaError_t allowed =
-      cudaFuncSetAttribute(AttentionKernel<kD, kGeneration>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      cudaFuncSetAttribute(AttentionKernel<kD, kGeneration, kFp8>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   Note(queue, allowed);
-  Launch(queue, AttentionKernel<kD, kGeneration>, dim3(static_cast<unsigned>(items)), kThreads, kBytes, p);
+  Launch(queue, AttentionKernel<kD, kGeneration, kFp8>, dim3(static_cast<unsigned>(items)), kThreads, kBytes, p);
+}
+
+template <int kD, bool kGeneration>
+void RunFor(Queue& queue, const KernelArguments& p, bool fp8, int32_t items) {
+  return fp8 ? RunFor<kD, kGeneration, true>(queue, p, items) : RunFor<kD, kGeneration, false>(queue, p, items);
 }
 
 template <bool kGeneration>
 void Run(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer) {
   if (a.items_max == 0) return;
-  size_t offset = static_cast<size_t>(layer) * kv.layer_elements();
+  size_t offset = static_cast<size_t>(layer) * kv.layer_bytes();
   int shift = 0;
   while ((1 << shift) < kv.tokens_per_block) ++shift;
   KernelArguments p = {a.q,
-                       kv.keys + offset,
-                       kv.values + offset,
+                       static_cast<const std::byte*>(kv.keys) + offset,
+                       static_cast<const std::byte*>(kv.values) + offset,
                        a.out,
                        kv.tables,
                        a.items,
@@ -353,13 +425,14 @@ void Run(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t 
                        a.window,
                        a.split,
                        a.chunks_max,
-                       1.4426950408889634f / sqrtf(static_cast<float>(kv.head_dim))};
+                       kv.key_scale * 1.4426950408889634f / sqrtf(static_cast<float>(kv.head_dim)),
+                       kv.value_scale};
   switch (kv.head_stride) {
-    case 32: return RunFor<32, kGeneration>(queue, p, a.items_max);
-    case 64: return RunFor<64, kGeneration>(queue, p, a.items_max);
-    case 96: return RunFor<96, kGeneration>(queue, p, a.items_max);
-    case 128: return RunFor<128, kGeneration>(queue, p, a.items_max);
-    case 256: return RunFor<256, kGeneration>(queue, p, a.items_max);
+    case 32: return RunFor<32, kGeneration>(queue, p, kv.fp8, a.items_max);
+    case 64: return RunFor<64, kGeneration>(queue, p, kv.fp8, a.items_max);
+    case 96: return RunFor<96, kGeneration>(queue, p, kv.fp8, a.items_max);
+    case 128: return RunFor<128, kGeneration>(queue, p, kv.fp8, a.items_max);
+    case 256: return RunFor<256, kGeneration>(queue, p, kv.fp8, a.items_max);
     default: Note(queue, cudaErrorInvalidValue);
   }
 }

@@ -1,8 +1,8 @@
 // out[m][n] = x[m][k] * w[n][k]^T for few tokens (m <= 64): the weights are streamed from memory exactly once.
 //
 // Weights stand on the M side of wgmma (64 rows a warpgroup) and tokens on its N side (8 to 64), so a batch of 8 wastes
-// nothing. One producer warp keeps a ring of shared-memory stages full through the bulk copy engine; a stage is 64
-// columns of K of kRows weight rows and of all tokens. CTAs are persistent over row tiles.
+// nothing. One producer warp keeps a ring of shared-memory stages full through the bulk copy engine; a stage is 128
+// bytes of K (64 bf16 or 128 e4m3) of kRows weight rows and of all tokens. CTAs are persistent over row tiles.
 //
 // K is split over the CTAs of a cluster (`splits`); partial sums meet in distributed shared memory and are added in
 // rank order. Splits and rows are chosen from (n, k) alone, so a token's result does not depend on how many others
@@ -18,10 +18,15 @@
 namespace ekiben::cuda {
 namespace {
 
-constexpr int kSharedMax = 226 * 1024, kStageColumns = 64;
+constexpr int kSharedMax = 226 * 1024;
+
+__host__ __device__ constexpr int StageColumns(bool fp8) {
+  return fp8 ? 128 : 64;
+}
 
 struct SkinnyArguments {
   void* out;
+  const float *w_scales, *x_scales;  // both or neither
   int m, n, k_chunks, stages;
   bool out_f32;
 };
@@ -48,12 +53,12 @@ __device__ __forceinline__ void StoreShared(uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
 
-template <int kTokens, int kGroups>
+template <bool kFp8, int kTokens, int kGroups>
 __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
     SkinnyKernel(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map,
                  SkinnyArguments p) {
   using Layout = SkinnyLayout<kTokens, kGroups>;
-  constexpr int kRows = Layout::kRows, kConsumers = kGroups * 128;
+  constexpr int kRows = Layout::kRows, kConsumers = kGroups * 128, kStageColumns = StageColumns(kFp8);
   extern __shared__ uint8_t shared_raw[];
   uint32_t ring = (SharedAddressOf(shared_raw) + 1023) & ~1023u;
   uint32_t exchange = ring + p.stages * Layout::kStageBytes;
@@ -135,10 +140,22 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
       uint32_t tile_base = ring + stage * Layout::kStageBytes;
       uint64_t w = SwizzledDescriptor(tile_base + group * 64 * 128);
       uint64_t x = SwizzledDescriptor(tile_base + kRows * 128);
+      // The tensor cores keep about 14 bits of an e4m3 sum, so every 128 of K is added in f32.
+      float part[kFp8 ? kTokens / 2 : 1] = {};
       asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-      for (int step = 0; step < 4; ++step) Wgmma<kTokens>::Run(sum, w + 2 * step, x + 2 * step, 1);
+      for (int step = 0; step < 4; ++step) {
+        if constexpr (kFp8) {
+          Wgmma<kTokens>::template Run<true>(part, w + 2 * step, x + 2 * step, step != 0);
+        } else {
+          Wgmma<kTokens>::template Run<false>(sum, w + 2 * step, x + 2 * step, 1);
+        }
+      }
       asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+      if constexpr (kFp8) {
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) sum[i] += part[i];
+      }
       if (lane == 0) BarrierArrive(empty + 8 * stage);
       if (++stage == p.stages) {
         stage = 0;
@@ -189,6 +206,14 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
       }
       int column = tile * kRows + 4 * quad;
       if (column >= p.n) continue;
+      if (p.w_scales != nullptr) {
+        float4 scale = *reinterpret_cast<const float4*>(p.w_scales + column);
+        float of_token = p.x_scales[token];
+        total.x *= scale.x * of_token;
+        total.y *= scale.y * of_token;
+        total.z *= scale.z * of_token;
+        total.w *= scale.w * of_token;
+      }
       size_t at = static_cast<size_t>(token) * p.n + column;
       if (p.out_f32) {
         *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = total;
@@ -216,25 +241,26 @@ struct Kernel {
 };
 
 template <int kTokens, int kGroups>
-Kernel Describe() {
+Kernel Describe(bool fp8) {
   using Layout = SkinnyLayout<kTokens, kGroups>;
-  return {reinterpret_cast<const void*>(SkinnyKernel<kTokens, kGroups>), Layout::kRows, Layout::kThreads,
-          Layout::kStages, Layout::Bytes(Layout::kStages)};
+  return {fp8 ? reinterpret_cast<const void*>(SkinnyKernel<true, kTokens, kGroups>)
+              : reinterpret_cast<const void*>(SkinnyKernel<false, kTokens, kGroups>),
+          Layout::kRows, Layout::kThreads, Layout::kStages, Layout::Bytes(Layout::kStages)};
 }
 
-Kernel KernelFor(int token_tile, int groups) {
+Kernel KernelFor(int token_tile, int groups, bool fp8) {
   switch (token_tile) {
-    case 8: return groups == 1 ? Describe<8, 1>() : Describe<8, 2>();
-    case 16: return groups == 1 ? Describe<16, 1>() : Describe<16, 2>();
-    case 32: return groups == 1 ? Describe<32, 1>() : Describe<32, 2>();
-    default: return groups == 1 ? Describe<64, 1>() : Describe<64, 2>();
+    case 8: return groups == 1 ? Describe<8, 1>(fp8) : Describe<8, 2>(fp8);
+    case 16: return groups == 1 ? Describe<16, 1>(fp8) : Describe<16, 2>(fp8);
+    case 32: return groups == 1 ? Describe<32, 1>(fp8) : Describe<32, 2>(fp8);
+    default: return groups == 1 ? Describe<64, 1>(fp8) : Describe<64, 2>(fp8);
   }
 }
 
 cudaError_t AllowShared() {
   for (int tokens : {8, 16, 32, 64}) {
-    for (int groups : {1, 2}) {
-      Kernel kernel = KernelFor(tokens, groups);
+    for (int variant = 0; variant < 4; ++variant) {
+      Kernel kernel = KernelFor(tokens, 1 + variant % 2, variant / 2 == 1);
       cudaError_t status =
           cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared);
       if (status != cudaSuccess) return status;
@@ -247,39 +273,55 @@ cudaError_t AllowShared() {
 
 struct SkinnyLinear::State {
   CUtensorMap w_map;
+  const float* w_scales = nullptr;
+  bool fp8 = false;
   int n = 0, k = 0, groups = 1, splits = 1, multiprocessors = 132;
+
+  cudaError_t Encode(CUtensorMap* map, const Rows& rows, int count, int box_rows) const {
+    return EncodeRows(map, fp8 ? static_cast<const void*>(rows.fp8) : rows.bf16, fp8, static_cast<uint64_t>(count),
+                      static_cast<uint64_t>(k), static_cast<uint32_t>(box_rows));
+  }
 };
 
 SkinnyLinear::SkinnyLinear() : state_(std::make_unique<State>()) {}
 SkinnyLinear::~SkinnyLinear() = default;
 
-int SkinnyLinear::Prepare(const Bf16* w, int32_t n, int32_t k) {
+int SkinnyLinear::Prepare(const Rows& w, int32_t n, int32_t k) {
   static const cudaError_t allowed = AllowShared();
   if (allowed != cudaSuccess) return static_cast<int>(allowed);
   State& s = *state_;
+  s.fp8 = w.bf16 == nullptr;
+  s.w_scales = w.scales;
   s.n = n;
   s.k = k;
   cudaError_t status = cudaDeviceGetAttribute(&s.multiprocessors, cudaDevAttrMultiProcessorCount, 0);
   if (status != cudaSuccess) return static_cast<int>(status);
   // Two warpgroups where 64-row tiles are many times the multiprocessors; K is split where tiles leave most of them
   // without work, as long as a CTA keeps at least four stages. Chosen inside whole steps (docs/gpu.md, ladder 4).
-  int tiles = (n + 63) / 64, chunks = (k + kStageColumns - 1) / kStageColumns;
+  int tiles = (n + 63) / 64, chunks = (k + StageColumns(s.fp8) - 1) / StageColumns(s.fp8);
   s.groups = tiles >= 3 * s.multiprocessors ? 2 : 1;
   while (s.splits < 8 && tiles * s.splits * 2 <= s.multiprocessors && chunks / (s.splits * 2) >= 4 &&
-         (tiles < s.multiprocessors / 3 || chunks >= 128)) {
+         (tiles < s.multiprocessors / 3 || k >= 8192)) {
     s.splits *= 2;
   }
-  return static_cast<int>(EncodeRows(&s.w_map, w, static_cast<uint64_t>(n), static_cast<uint64_t>(k),
-                                     static_cast<uint32_t>(64 * s.groups)));
+  return static_cast<int>(s.Encode(&s.w_map, w, n, 64 * s.groups));
 }
 
-void SkinnyLinear::Run(Queue& queue, const Bf16* x, int32_t m, void* out, bool out_f32) const {
+void SkinnyLinear::Run(Queue& queue, const Rows& x, int32_t m, void* out, bool out_f32) const {
   const State& s = *state_;
-  int tile = TokenTile(m);
-  Kernel kernel = KernelFor(tile, s.groups);
+  int tile = TokenTile(m), columns = StageColumns(s.fp8);
+  Kernel kernel = KernelFor(tile, s.groups, s.fp8);
   CUtensorMap x_map;
-  Note(queue, EncodeRows(&x_map, x, static_cast<uint64_t>(m), static_cast<uint64_t>(s.k), static_cast<uint32_t>(tile)));
-  SkinnyArguments arguments = {out, m, s.n, (s.k + kStageColumns - 1) / kStageColumns, kernel.stages, out_f32};
+  Note(queue, s.Encode(&x_map, x, m, tile));
+  const bool complete = s.fp8 && out_f32;
+  SkinnyArguments arguments = {out,
+                               complete ? s.w_scales : nullptr,
+                               complete ? x.scales : nullptr,
+                               m,
+                               s.n,
+                               (s.k + columns - 1) / columns,
+                               kernel.stages,
+                               out_f32};
   int tiles = (s.n + kernel.rows - 1) / kernel.rows, resident = s.multiprocessors / s.splits;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(s.splits * (tiles < resident ? tiles : resident)));

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <iterator>
 #include <string>
+#include <utility>
 
 namespace ekiben {
 namespace {
@@ -90,6 +91,7 @@ struct CublasLt::Plan {
   const Library& lt;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
+  bool scaled = false;  // takes factors
   cublasLtMatmulHeuristicResult_t candidates[kCandidatesMax];
   size_t count = 0, choice = 0;
 };
@@ -111,21 +113,32 @@ Result<std::unique_ptr<CublasLt>> CublasLt::Create() {
   return out;
 }
 
-Result<CublasLt::Plan*> CublasLt::Find(int32_t m, int32_t n, int32_t k, bool out_f32) {
-  auto found = plans_.find({m, n, k, out_f32});
+Result<void> CublasLt::Describe(const LtShape& shape, Plan& plan) {
+  const Library& lt = *library_;
+  auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+    return LtStatus(lt.cublasLtMatmulDescSetAttribute(plan.operation, attribute, &value, sizeof value), "attribute");
+  };
+  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation"));
+  RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T));
+  plan.scaled = shape.fp8 && shape.out_f32;
+  if (shape.fp8) RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, static_cast<int8_t>(plan.scaled ? 0 : 1)));
+  if (plan.scaled) {
+    RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F));
+    RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F));
+  }
+  auto n = static_cast<uint64_t>(shape.n), k = static_cast<uint64_t>(shape.k), m = static_cast<uint64_t>(shape.m);
+  cudaDataType_t in = shape.fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF, out = shape.out_f32 ? CUDA_R_32F : CUDA_R_16BF;
+  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan.w, in, k, n, shape.k), "layout of w"));
+  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan.x, in, k, m, shape.k), "layout of x"));
+  return LtStatus(lt.cublasLtMatrixLayoutCreate(&plan.out, out, n, m, shape.n), "layout of out");
+}
+
+Result<CublasLt::Plan*> CublasLt::Find(const LtShape& shape) {
+  auto found = plans_.find(shape);
   if (found != plans_.end()) return found->second.get();
   const Library& lt = *library_;
   auto plan = std::make_unique<Plan>(lt);
-  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation"));
-  cublasOperation_t transpose = CUBLAS_OP_T;
-  RETURN_IF_ERROR(LtStatus(
-      lt.cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose),
-      "transpose"));
-  auto un = static_cast<uint64_t>(n), uk = static_cast<uint64_t>(k), um = static_cast<uint64_t>(m);
-  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan->w, CUDA_R_16BF, uk, un, k), "layout of w"));
-  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan->x, CUDA_R_16BF, uk, um, k), "layout of x"));
-  RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan->out, out_f32 ? CUDA_R_32F : CUDA_R_16BF, un, um, n),
-                           "layout of out"));
+  RETURN_IF_ERROR(Describe(shape, *plan));
   cublasLtMatmulPreference_t preference = nullptr;
   RETURN_IF_ERROR(LtStatus(lt.cublasLtMatmulPreferenceCreate(&preference), "preference"));
   size_t bytes = kWorkspaceBytes;
@@ -139,23 +152,29 @@ Result<CublasLt::Plan*> CublasLt::Find(int32_t m, int32_t n, int32_t k, bool out
   for (int i = 0; i < count; ++i)
     if (plan->candidates[i].state == CUBLAS_STATUS_SUCCESS) plan->candidates[plan->count++] = plan->candidates[i];
   if (plan->count == 0)
-    return Error(Code::kUnsupported, fmt::format("cuBLASLt has no candidate for {} x {} x {} in bf16", m, n, k));
-  return plans_.emplace(Key{m, n, k, out_f32}, std::move(plan)).first->second.get();
+    return Error(Code::kUnsupported, fmt::format("cuBLASLt has no candidate for {} x {} x {} in {}", shape.m, shape.n,
+                                                 shape.k, shape.fp8 ? "e4m3" : "bf16"));
+  return plans_.emplace(shape, std::move(plan)).first->second.get();
 }
 
-Result<void> CublasLt::Run(CUstream_st* stream, const Plan& plan, size_t candidate, const void* w, const void* x,
-                           void* out) {
+Result<void> CublasLt::Run(CUstream_st* stream, const Plan& plan, size_t candidate, const LtOperands& operands) {
+  if (plan.scaled) {
+    for (auto [attribute, scales] : {std::pair{CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, operands.w_scales},
+                                     std::pair{CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, operands.x_scales}})
+      RETURN_IF_ERROR(LtStatus(
+          library_->cublasLtMatmulDescSetAttribute(plan.operation, attribute, &scales, sizeof scales), "scales"));
+  }
   const float one = 1, zero = 0;
   return LtStatus(
-      library_->cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), plan.operation, &one, w, plan.w, x, plan.x,
-                               &zero, out, plan.out, out, plan.out, &plan.candidates[candidate].algo, workspace_.data(),
-                               kWorkspaceBytes, stream),
+      library_->cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), plan.operation, &one, operands.w, plan.w,
+                               operands.x, plan.x, &zero, operands.out, plan.out, operands.out, plan.out,
+                               &plan.candidates[candidate].algo, workspace_.data(), kWorkspaceBytes, stream),
       "product");
 }
 
-Result<void> CublasLt::Tune(CudaStream& stream, int32_t m, int32_t n, int32_t k, std::span<const void* const> weights,
-                            const void* x, void* out, bool out_f32) {
-  ASSIGN_OR_RETURN(Plan * plan, Find(m, n, k, out_f32));
+Result<void> CublasLt::Tune(CudaStream& stream, const LtShape& shape, std::span<const void* const> weights,
+                            LtOperands operands) {
+  ASSIGN_OR_RETURN(Plan * plan, Find(shape));
   ASSIGN_OR_RETURN(CudaEvent begin, CudaEvent::Create());
   ASSIGN_OR_RETURN(CudaEvent end, CudaEvent::Create());
   // Rounds over the candidates rather than one after the other: clocks move while they are timed. The first round warms
@@ -165,7 +184,10 @@ Result<void> CublasLt::Tune(CudaStream& stream, int32_t m, int32_t n, int32_t k,
   for (int round = 0; round < 4; ++round) {
     for (size_t i = 0; i < plan->count; ++i) {
       RETURN_IF_ERROR(stream.Record(begin));
-      for (const void* w : weights) RETURN_IF_ERROR(Run(stream.get(), *plan, i, w, x, out));
+      for (const void* w : weights) {
+        operands.w = w;
+        RETURN_IF_ERROR(Run(stream.get(), *plan, i, operands));
+      }
       RETURN_IF_ERROR(stream.Record(end));
       RETURN_IF_ERROR(end.Wait());
       ASSIGN_OR_RETURN(Nanos time, end.Since(begin));
@@ -178,10 +200,9 @@ Result<void> CublasLt::Tune(CudaStream& stream, int32_t m, int32_t n, int32_t k,
   return {};
 }
 
-Result<void> CublasLt::Multiply(CUstream_st* stream, int32_t m, int32_t n, int32_t k, const void* w, const void* x,
-                                void* out, bool out_f32) {
-  ASSIGN_OR_RETURN(const Plan* plan, Find(m, n, k, out_f32));
-  return Run(stream, *plan, plan->choice, w, x, out);
+Result<void> CublasLt::Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands) {
+  ASSIGN_OR_RETURN(const Plan* plan, Find(shape));
+  return Run(stream, *plan, plan->choice, operands);
 }
 
 }  // namespace ekiben

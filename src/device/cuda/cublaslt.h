@@ -1,21 +1,36 @@
-// out[m][n] = x[m][k] * w[n][k]^T in bf16 through cuBLASLt, which is loaded when a backend starts: a machine without
-// the library still runs everything else.
+// out[m][n] = x[m][k] * w[n][k]^T in bf16 or e4m3 through cuBLASLt, which is loaded when a backend starts: a machine
+// without the library still runs everything else.
 //
 // One plan per shape, found at its first use and kept: cuBLASLt's first candidate, or the fastest when Tune timed them
-// before. Sums are f32; `out` is bf16 or f32.
+// before. Sums are f32; `out` is bf16 or f32. Of e4m3 operands a bf16 output is the product of the codes, with the
+// tensor cores' fast accumulation; an f32 one is complete, multiplied by a factor per row of w and of x (cuBLASLt's
+// outer-vector mode, up to 1.9 times slower with few rows: docs/gpu.md, ladder 1).
 // Row-major throughout: column-major T,N inside. Thread: one.
 #pragma once
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <span>
-#include <tuple>
 
 #include "base/result.h"
 #include "device/cuda/cuda_device.h"
 
 namespace ekiben {
+
+struct LtShape {
+  int32_t m = 0, n = 0, k = 0;
+  bool fp8 = false, out_f32 = false;
+  auto operator<=>(const LtShape&) const = default;
+};
+
+// Device addresses, 16-byte aligned. Scales: [n] and [m], of e4m3 with an f32 output only.
+struct LtOperands {
+  const void *w = nullptr, *x = nullptr;
+  void* out = nullptr;
+  const float *w_scales = nullptr, *x_scales = nullptr;
+};
 
 class CublasLt {
  public:
@@ -24,25 +39,24 @@ class CublasLt {
   ~CublasLt();
 
   // Times every candidate for the shape over `weights` in turn (several, so that they do not come from the L2 cache)
-  // and keeps the fastest. Waits for the device. `out` is overwritten. Errors: no candidate for the shape.
-  Result<void> Tune(CudaStream& stream, int32_t m, int32_t n, int32_t k, std::span<const void* const> weights,
-                    const void* x, void* out, bool out_f32);
-  // Queues one product on `stream`. REQUIRES: 16-byte aligned pointers.
-  Result<void> Multiply(CUstream_st* stream, int32_t m, int32_t n, int32_t k, const void* w, const void* x, void* out,
-                        bool out_f32);
+  // and keeps the fastest. Waits for the device. operands.out is overwritten. Errors: no candidate for the shape.
+  Result<void> Tune(CudaStream& stream, const LtShape& shape, std::span<const void* const> weights,
+                    LtOperands operands);
+  // Queues one product on `stream`.
+  Result<void> Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands);
 
  private:
   struct Library;
   struct Plan;
-  using Key = std::tuple<int32_t, int32_t, int32_t, bool>;
   CublasLt();
-  Result<Plan*> Find(int32_t m, int32_t n, int32_t k, bool out_f32);
-  Result<void> Run(CUstream_st* stream, const Plan& plan, size_t candidate, const void* w, const void* x, void* out);
+  Result<Plan*> Find(const LtShape& shape);
+  Result<void> Describe(const LtShape& shape, Plan& plan);
+  Result<void> Run(CUstream_st* stream, const Plan& plan, size_t candidate, const LtOperands& operands);
 
   std::unique_ptr<Library> library_;
   void* handle_ = nullptr;
   DeviceBuffer workspace_;
-  std::map<Key, std::unique_ptr<Plan>> plans_;
+  std::map<LtShape, std::unique_ptr<Plan>> plans_;
 };
 
 }  // namespace ekiben
