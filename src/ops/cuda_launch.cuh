@@ -1,24 +1,14 @@
-// What every CUDA body shares: launching on a Queue with or without dependence, waiting upstream, bf16 and e4m3 in
-// vectors.
+// What every CUDA body shares: launching on a Queue with or without dependence, bf16 and e4m3 in vectors.
 // C++17, device code of sm_90a. Thread: one (the queue's).
 #pragma once
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
 #include "ops/cuda_ops.h"
+#include "ops/ptx.cuh"
 
 namespace ekiben::cuda {
-
-// A dependent kernel lets the next one start once all its CTAs have begun, and itself waits before it touches anything
-// that the kernels before it wrote. Without the launch attribute both are no-ops.
-__device__ __forceinline__ void LaunchDependents() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-__device__ __forceinline__ void WaitUpstream() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
 
 inline void Note(Queue& queue, cudaError_t status) {
   if (queue.error == 0 && status != cudaSuccess) queue.error = static_cast<int>(status);
@@ -61,40 +51,12 @@ __device__ __forceinline__ void Load8(const Bf16* p, float (&v)[8]) {
     v[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
   }
 }
-__device__ __forceinline__ uint32_t Pack2(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(packed) : "f"(low), "f"(high));
-  return packed;
-}
 __device__ __forceinline__ void Store8(Bf16* p, const float (&v)[8]) {
   *reinterpret_cast<uint4*>(p) = make_uint4(Pack2(v[0], v[1]), Pack2(v[2], v[3]), Pack2(v[4], v[5]), Pack2(v[6], v[7]));
-}
-// Two e4m3 codes, the first in the low byte; beyond 448 is 448.
-__device__ __forceinline__ uint32_t PackFp8x2(float low, float high) {
-  uint16_t packed;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %2, %1;" : "=h"(packed) : "f"(low), "f"(high));
-  return packed;
 }
 __device__ __forceinline__ void StoreFp8x8(Fp8* p, const float (&v)[8]) {
   *reinterpret_cast<uint2*>(p) = make_uint2(PackFp8x2(v[0], v[1]) | PackFp8x2(v[2], v[3]) << 16,
                                             PackFp8x2(v[4], v[5]) | PackFp8x2(v[6], v[7]) << 16);
 }
-// Two codes as f16, which holds every e4m3 value.
-__device__ __forceinline__ uint32_t HalfFromFp8x2(uint32_t two_codes) {
-  uint32_t result;
-  asm("{\n.reg .b16 low;\ncvt.u16.u32 low, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}" : "=r"(result) : "r"(two_codes));
-  return result;
-}
-__device__ __forceinline__ uint32_t PackHalf2(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(packed) : "f"(low), "f"(high));
-  return packed;
-}
 constexpr float kFp8Max = 448;
-__device__ __forceinline__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 }  // namespace ekiben::cuda

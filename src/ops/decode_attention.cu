@@ -54,33 +54,6 @@ __device__ __forceinline__ int ChunkTokens(const AttentionItem& item, int split)
   return item.chunk + 1 < item.chunks ? split : left;
 }
 
-template <bool kHalf>
-__device__ __forceinline__ void MultiplyHeads(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
-  // Rows 8..15 of A are padding: the registers that would hold them are zero.
-  if constexpr (kHalf) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
-  }
-}
-__device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
 // Byte `column` (0..255) of token row `row` in a page tile, as the copy engine's 128-byte swizzle places it.
 __device__ __forceinline__ uint32_t PageAddress(uint32_t tile, int row, int column) {
   return tile + (column >> 7) * 8192 + row * 128 + ((column & 127) ^ ((row & 7) << 4));
@@ -91,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     DecodeKernel(const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map,
                  DecodeArguments p) {
   constexpr int kTile = Stage<kFp8>::kTile, kStageBytes = Stage<kFp8>::kBytes;
-  extern __shared__ uint8_t shared_raw[];
+  auto* shared_raw = DynamicShared<uint8_t>();
   uint32_t ring = (SharedAddressOf(shared_raw) + 1023) & ~1023u;
   uint8_t* ring_pointer = shared_raw + (ring - SharedAddressOf(shared_raw));
   float* merge = reinterpret_cast<float*>(ring_pointer + p.stages * kStageBytes);        // [buffer][warp][head][d]
@@ -156,10 +129,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             TileLoad(base + kTile + box * 8192, &v_map, box * kColumns, row, full + 8 * stage, once);
           }
           const Bf16* q = p.q + static_cast<size_t>(now.token) * p.q_stride + now.kv_head * kGroup * kHeadDim;
-          asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                           base + 2 * kTile),
-                       "l"(q), "r"(1024), "r"(full + 8 * stage)
-                       : "memory");
+          BulkLoad(base + 2 * kTile, q, 1024, full + 8 * stage);
         }
         __syncwarp();
         if (++stage == p.stages) {

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate
   const unsigned ctas = gridDim.y, rank = blockIdx.y;  // a cluster is a token's CTAs
   LaunchDependents();
   // Said now, awaited before writing to a peer: it must have started.
-  if (ctas > 1) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  if (ctas > 1) ClusterArrive();
   const bool scaled = factors.columns != nullptr;
   float missing[kSwiGluVectors][2][8];
 #pragma unroll
@@ -183,17 +183,11 @@ __global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate
   }
   float top = BlockReduce(mine, scratch).top;
   if (ctas > 1) {
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-    if (threadIdx.x < ctas) {
-      uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(tops + rank));
-      asm volatile(
-          "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-          "st.shared::cluster.f32 [remote], %2;\n}" ::"r"(to),
-          "r"(threadIdx.x), "f"(top)
-          : "memory");
-    }
+    ClusterWait();
+    if (threadIdx.x < ctas) StoreClusterFloat(SharedAddressOf(tops + rank), threadIdx.x, top);
     __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    ClusterArrive();
+    ClusterWait();
     for (unsigned i = 0; i < ctas; ++i) top = fmaxf(top, tops[i]);
   }
   Fp8Scale codes = ScaleOf(top);

@@ -40,39 +40,6 @@ struct Layout {
   static_assert(kWarps * 16 * (kD + 2) * 4 <= kRing * 2, "the merge fits into the ring");
 };
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-__device__ __forceinline__ void CopyAsync(uint32_t shared, const void* from, bool valid) {
-  int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-template <bool kHalf>
-__device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (kHalf) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-}
 // Two probabilities in the type of the values.
 template <bool kHalf>
 __device__ __forceinline__ uint32_t PackPair(float low, float high) {
@@ -104,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
   using L = Layout<kD>;
   constexpr int kWarpKeys = kGeneration ? 16 : kKeys;  // of a tile, for one warp
   constexpr int kTilesN = kWarpKeys / 8, kSteps = kD / 16, kOut = kD / 8;
-  extern __shared__ __align__(16) Bf16 shared[];
+  auto* shared = DynamicShared<Bf16>();
   __shared__ bool last;
   LaunchDependents();
   WaitUpstream();
@@ -160,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
       int row = i / (kD / 8), column = i % (kD / 8) * 8, key = base + row;
       bool valid = key >= low && key < end;
       size_t at = valid ? element_of(key, column) : 0;
-      uint32_t shared_at = SharedAddress(to + row * L::kPitch + column);
+      uint32_t shared_at = SharedAddressOf(to + row * L::kPitch + column);
       CopyAsync(shared_at, static_cast<const Bf16*>(p.keys) + at, valid);
       CopyAsync(shared_at + L::kTile * 2, static_cast<const Bf16*>(p.values) + at, valid);
     }
@@ -214,14 +181,15 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
     }
   } else {
     if (tiles > 0) load(0);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    CopyAsyncCommit();
   }
   for (int tile = 0; tile < tiles; ++tile) {
     if constexpr (kFp8) {
       if (tile + 1 < tiles) fetch(tile + 1);
     } else {
       if (tile + 1 < tiles) load(tile + 1);
-      asm volatile("cp.async.commit_group;\ncp.async.wait_group 1;" ::: "memory");
+      CopyAsyncCommit();
+      CopyAsyncWait<1>();
     }
     __syncthreads();
     const Bf16* keys = ring + tile % kStages * 2 * L::kTile;
@@ -235,13 +203,13 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t a[4];
-      LoadMatrices(a, SharedAddress(queries + ((kGeneration ? 0 : warp * 16) + lane % 16) * L::kPitch + step * 16 +
-                                    lane / 16 * 8));
+      LoadMatrices(a, SharedAddressOf(queries + ((kGeneration ? 0 : warp * 16) + lane % 16) * L::kPitch + step * 16 +
+                                      lane / 16 * 8));
 #pragma unroll
       for (int n = 0; n < kTilesN; n += 2) {
         uint32_t b[4];
-        LoadMatrices(b, SharedAddress(keys + (key_row + n * 8 + lane / 16 * 8 + lane % 8) * L::kPitch + step * 16 +
-                                      (lane / 8 & 1) * 8));
+        LoadMatrices(b, SharedAddressOf(keys + (key_row + n * 8 + lane / 16 * 8 + lane % 8) * L::kPitch + step * 16 +
+                                        (lane / 8 & 1) * 8));
         Multiply<kFp8>(s[n], a, b[0], b[1]);
         Multiply<kFp8>(s[n + 1], a, b[2], b[3]);
       }
@@ -296,8 +264,8 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
       for (int n = 0; n < kOut; n += 2) {
         uint32_t b[4];
         LoadMatricesTransposed(
-            b, SharedAddress(values + (key_row + step * 16 + (lane / 8 & 1) * 8 + lane % 8) * L::kPitch + n * 8 +
-                             lane / 16 * 8));
+            b, SharedAddressOf(values + (key_row + step * 16 + (lane / 8 & 1) * 8 + lane % 8) * L::kPitch + n * 8 +
+                               lane / 16 * 8));
         Multiply<kFp8>(o[n], a, b[0], b[1]);
         Multiply<kFp8>(o[n + 1], a, b[2], b[3]);
       }
@@ -333,7 +301,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
   }
 
   // Generation: the warps' sums, in warp order.
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  CopyAsyncWait<0>();
   __syncthreads();
   float* merge = reinterpret_cast<float*>(shared);  // [warp][16][kD]
   float* merge_ml = merge + kWarps * 16 * kD;       // [warp][16][2]

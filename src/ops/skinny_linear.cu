@@ -49,25 +49,19 @@ __device__ __forceinline__ uint64_t SwizzledDescriptor(uint32_t address) {
   return static_cast<uint64_t>((address >> 4) & 0x3FFF) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
-__device__ __forceinline__ void StoreShared(uint32_t address, float value) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-
 template <bool kFp8, int kTokens, int kGroups>
 __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
     SkinnyKernel(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map,
                  SkinnyArguments p) {
   using Layout = SkinnyLayout<kTokens, kGroups>;
   constexpr int kRows = Layout::kRows, kConsumers = kGroups * 128, kStageColumns = StageColumns(kFp8);
-  extern __shared__ uint8_t shared_raw[];
+  auto* shared_raw = DynamicShared<uint8_t>();
   uint32_t ring = (SharedAddressOf(shared_raw) + 1023) & ~1023u;
   uint32_t exchange = ring + p.stages * Layout::kStageBytes;
   uint32_t full = exchange + Layout::kExchangeBytes, empty = full + 8 * p.stages;
   uint32_t ready = empty + 8 * p.stages;  // every rank's partial tile is in its exchange buffer
   uint32_t drained = ready + 8;           // every rank has read our exchange buffer
-  uint32_t rank, splits;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(splits));
+  const uint32_t rank = ClusterRank(), splits = ClusterSize();
   int first_tile = blockIdx.x / splits, tile_step = gridDim.x / splits, tiles = (p.n + kRows - 1) / kRows;
   int k_begin = p.k_chunks * static_cast<int>(rank) / static_cast<int>(splits);
   int k_count = p.k_chunks * static_cast<int>(rank + 1) / static_cast<int>(splits) - k_begin;
@@ -83,13 +77,14 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
   }
   __syncthreads();
   if (splits > 1) {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    ClusterArrive();
+    ClusterWait();
   }
   LaunchDependents();
 
   // A CTA must outlive its peers' reads of its exchange buffer.
   auto leave = [&] {
-    if (splits > 1) asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    if (splits > 1) ClusterMeet();
   };
   if (threadIdx.x >= kConsumers) {
     if (threadIdx.x == kConsumers) {
@@ -142,7 +137,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
       uint64_t x = SwizzledDescriptor(tile_base + kRows * 128);
       // The tensor cores keep about 14 bits of an e4m3 sum, so every 128 of K is added in f32.
       float part[kFp8 ? kTokens / 2 : 1] = {};
-      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+      WgmmaFence();
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         if constexpr (kFp8) {
@@ -151,7 +146,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
           Wgmma<kTokens>::template Run<false>(sum, w + 2 * step, x + 2 * step, 1);
         }
       }
-      asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+      WgmmaFinish();
       if constexpr (kFp8) {
 #pragma unroll
         for (int i = 0; i < kTokens / 2; ++i) sum[i] += part[i];
@@ -167,7 +162,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
       if (splits > 1) {
         BarrierWait(drained, tile_parity ^ 1);
       } else {
-        asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+        NamedBarrier<1, kConsumers>();
       }
     }
     wrote = true;
@@ -181,7 +176,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
       StoreShared(at + 32, sum[4 * j + 2]);
       StoreShared(at + 4 * Layout::kPitch + 32, sum[4 * j + 3]);
     }
-    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+    NamedBarrier<1, kConsumers>();
     if (splits > 1) {
       if (threadIdx.x < splits) BarrierArriveRemote(ready, threadIdx.x);
       BarrierWait(ready, tile_parity);
@@ -192,13 +187,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
       float4 total = make_float4(0, 0, 0, 0);
       uint32_t local = exchange + 4 * (token * Layout::kPitch + 4 * quad);
       for (uint32_t r = 0; r < splits; ++r) {
-        float4 part;
-        asm volatile(
-            "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %4, %5;\n"
-            "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n}"
-            : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
-            : "r"(local), "r"(r)
-            : "memory");
+        float4 part = LoadClusterFloat4(local, r);
         total.x += part.x;
         total.y += part.y;
         total.z += part.z;
@@ -223,7 +212,7 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
       }
     }
     if (splits > 1) {
-      asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+      NamedBarrier<1, kConsumers>();
       if (threadIdx.x < splits) BarrierArriveRemote(drained, threadIdx.x);
     }
     tile_parity ^= 1;
@@ -236,16 +225,15 @@ int TokenTile(int m) {
 }
 
 struct Kernel {
-  const void* function;
+  void (*function)(const CUtensorMap, const CUtensorMap, SkinnyArguments);
   int rows, threads, stages, shared;
 };
 
 template <int kTokens, int kGroups>
 Kernel Describe(bool fp8) {
   using Layout = SkinnyLayout<kTokens, kGroups>;
-  return {fp8 ? reinterpret_cast<const void*>(SkinnyKernel<true, kTokens, kGroups>)
-              : reinterpret_cast<const void*>(SkinnyKernel<false, kTokens, kGroups>),
-          Layout::kRows, Layout::kThreads, Layout::kStages, Layout::Bytes(Layout::kStages)};
+  return {fp8 ? SkinnyKernel<true, kTokens, kGroups> : SkinnyKernel<false, kTokens, kGroups>, Layout::kRows,
+          Layout::kThreads, Layout::kStages, Layout::Bytes(Layout::kStages)};
 }
 
 Kernel KernelFor(int token_tile, int groups, bool fp8) {
@@ -323,20 +311,9 @@ void SkinnyLinear::Run(Queue& queue, const Rows& x, int32_t m, void* out, bool o
                                kernel.stages,
                                out_f32};
   int tiles = (s.n + kernel.rows - 1) / kernel.rows, resident = s.multiprocessors / s.splits;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(s.splits * (tiles < resident ? tiles : resident)));
-  config.blockDim = dim3(static_cast<unsigned>(kernel.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(kernel.shared);
-  config.stream = queue.stream;
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {static_cast<unsigned>(s.splits), 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = attributes;
-  config.numAttrs = queue.dependent ? 2 : 1;
-  void* parameters[] = {const_cast<CUtensorMap*>(&s.w_map), &x_map, &arguments};
-  Note(queue, cudaLaunchKernelExC(&config, kernel.function, parameters));
+  auto ctas = static_cast<unsigned>(s.splits * (tiles < resident ? tiles : resident));
+  LaunchCluster(queue, kernel.function, dim3(ctas), dim3(static_cast<unsigned>(s.splits)), kernel.threads,
+                static_cast<size_t>(kernel.shared), s.w_map, x_map, arguments);
 }
 
 }  // namespace ekiben::cuda

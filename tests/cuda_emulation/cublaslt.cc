@@ -1,0 +1,66 @@
+// device/cuda/cublaslt.h as plain loops: sums in f32, in the order of columns.
+#include "device/cuda/cublaslt.h"
+
+#include <cuda_runtime.h>
+
+#include <vector>
+
+#include "ops/ptx.cuh"
+
+namespace ekiben {
+
+struct CublasLt::Library {};
+struct CublasLt::Plan {};
+
+namespace {
+
+std::vector<float> Widen(const void* from, size_t count, bool fp8) {
+  std::vector<float> out(count);
+  for (size_t i = 0; i < count; ++i)
+    out[i] = fp8 ? cuda::FromFp8(static_cast<const uint8_t*>(from)[i])
+                 : cuda::FromBf16(static_cast<const uint16_t*>(from)[i]);
+  return out;
+}
+
+void Product(const LtShape& s, const LtOperands& o) {
+  auto n = static_cast<size_t>(s.n), k = static_cast<size_t>(s.k), m = static_cast<size_t>(s.m);
+  std::vector<float> w = Widen(o.w, n * k, s.fp8), x = Widen(o.x, m * k, s.fp8);
+  for (size_t t = 0; t < m; ++t) {
+    for (size_t r = 0; r < n; ++r) {
+      float lanes[16] = {};
+      size_t i = 0;
+      for (; i + 16 <= k; i += 16)
+        for (size_t l = 0; l < 16; ++l) lanes[l] += w[r * k + i + l] * x[t * k + i + l];
+      float sum = 0;
+      for (; i < k; ++i) sum += w[r * k + i] * x[t * k + i];
+      for (float lane : lanes) sum += lane;
+      if (s.fp8 && s.out_f32) sum *= o.w_scales[r] * o.x_scales[t];
+      if (s.out_f32) {
+        static_cast<float*>(o.out)[t * n + r] = sum;
+      } else {
+        static_cast<uint16_t*>(o.out)[t * n + r] = static_cast<uint16_t>(cuda::RoundedBf16(sum));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+CublasLt::CublasLt() = default;
+CublasLt::~CublasLt() = default;
+
+Result<std::unique_ptr<CublasLt>> CublasLt::Create() {
+  return std::unique_ptr<CublasLt>(new CublasLt());
+}
+
+Result<void> CublasLt::Tune(CudaStream&, const LtShape&, std::span<const void* const>, LtOperands) {
+  return {};
+}
+
+Result<void> CublasLt::Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands) {
+  if (shape.fp8 && (shape.n % 16 != 0 || shape.k % 16 != 0))
+    return Error(Code::kUnsupported, "e4m3 needs multiples of 16");
+  return CudaStatus(emulation::Submit(stream, [=] { Product(shape, operands); }), "product");
+}
+
+}  // namespace ekiben
