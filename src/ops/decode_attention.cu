@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       auto store = [&] {
 #pragma unroll
         for (int h = 0; h < kGroup; ++h) {
-          float factor = p.value_scale / total[h];
+          float factor = p.value_scale * (1.0f / total[h]);
           uint2 packed = make_uint2(Pack2(value[h].x * factor, value[h].y * factor),
                                     Pack2(value[h].z * factor, value[h].w * factor));
           size_t head = (static_cast<size_t>(item.token) * p.kv_heads + item.kv_head) * kGroup + h;

@@ -25,18 +25,19 @@ __global__ void EmbeddingKernel(float* x, const Bf16* table, const int32_t* sour
 struct SumAndTop {
   float sum, top;
 };
-// Over the threads of a CTA. scratch: 32 of them in shared memory.
+// Over the threads of a CTA; `top` only when asked for. scratch: 32 of them in shared memory.
+template <bool kTop>
 __device__ SumAndTop BlockReduce(SumAndTop value, SumAndTop* scratch) {
   for (int offset = 16; offset > 0; offset /= 2) {
     value.sum += __shfl_xor_sync(~0u, value.sum, offset);
-    value.top = fmaxf(value.top, __shfl_xor_sync(~0u, value.top, offset));
+    if (kTop) value.top = fmaxf(value.top, __shfl_xor_sync(~0u, value.top, offset));
   }
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
   __syncthreads();
   SumAndTop result = {0, 0};
   for (unsigned w = 0; w < blockDim.x / 32; ++w) {
     result.sum += scratch[w].sum;
-    result.top = fmaxf(result.top, scratch[w].top);
+    if (kTop) result.top = fmaxf(result.top, scratch[w].top);
   }
   return result;
 }
@@ -56,8 +57,8 @@ __device__ __forceinline__ void LoadFloats(const float* p, float (&v)[8]) {
   *reinterpret_cast<float4*>(v + 4) = *reinterpret_cast<const float4*>(p + 4);
 }
 
-// One token a CTA; a thread holds up to kVectors pieces of 8 columns.
-template <int kVectors, bool kFp8>
+// One token a CTA; a thread holds up to kVectors pieces of 8 columns. kScaled: there are factors.
+template <int kVectors, bool kFp8, bool kScaled>
 __global__ void __launch_bounds__(1024) AddRmsNormKernel(Rows y, float* residual, const Bf16* delta, Factors factors,
                                                          const float* weight, float eps, int32_t columns) {
   __shared__ SumAndTop scratch[32];
@@ -69,11 +70,11 @@ __global__ void __launch_bounds__(1024) AddRmsNormKernel(Rows y, float* residual
     int at = 8 * (j * blockDim.x + threadIdx.x);
     if (at >= columns) continue;
     LoadFloats(weight + at, w[j]);
-    if (factors.columns != nullptr) LoadFloats(factors.columns + at, missing[j]);
+    if (kScaled) LoadFloats(factors.columns + at, missing[j]);
   }
   WaitUpstream();
   size_t row = static_cast<size_t>(blockIdx.x) * columns;
-  float of_token = factors.tokens != nullptr ? factors.tokens[blockIdx.x] : 1.0f;
+  float of_token = kScaled ? factors.tokens[blockIdx.x] : 1.0f;
   float v[kVectors][8];
   SumAndTop mine = {0, 0};
 #pragma unroll
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(1024) AddRmsNormKernel(Rows y, float* residual
       float d[8];
       Load8(delta + row + at, d);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[j][i] += factors.columns != nullptr ? d[i] * (missing[j][i] * of_token) : d[i];
+      for (int i = 0; i < 8; ++i) v[j][i] += kScaled ? d[i] * (missing[j][i] * of_token) : d[i];
       *reinterpret_cast<float4*>(residual + row + at) = make_float4(v[j][0], v[j][1], v[j][2], v[j][3]);
       *reinterpret_cast<float4*>(residual + row + at + 4) = make_float4(v[j][4], v[j][5], v[j][6], v[j][7]);
     }
@@ -96,10 +97,10 @@ __global__ void __launch_bounds__(1024) AddRmsNormKernel(Rows y, float* residual
       mine.top = fmaxf(mine.top, fabsf(v[j][i]));
     }
   }
-  SumAndTop all = BlockReduce(mine, scratch);
+  SumAndTop all = BlockReduce<kFp8>(mine, scratch);
   float factor = rsqrtf(all.sum / static_cast<float>(columns) + eps);
-  Fp8Scale codes = ScaleOf(all.top * factor);
   if (kFp8) {
+    Fp8Scale codes = ScaleOf(all.top * factor);
     if (threadIdx.x == 0) y.scales[blockIdx.x] = codes.scale;
     factor *= codes.inverse;
   }
@@ -133,19 +134,19 @@ __device__ __forceinline__ void SwiGlu8(const Bf16* row, int32_t columns, int at
   }
 }
 
+template <bool kScaled>
 __global__ void SwiGluKernel(Bf16* y, const Bf16* gate_up, Factors factors, int32_t columns) {
   LaunchDependents();
   int at = 8 * (blockIdx.y * blockDim.x + threadIdx.x);
-  const bool scaled = factors.columns != nullptr;
   float missing[2][8];
-  if (scaled && at < columns) {
+  if (kScaled && at < columns) {
     LoadFloats(factors.columns + at, missing[0]);
     LoadFloats(factors.columns + columns + at, missing[1]);
   }
   WaitUpstream();
   if (at >= columns) return;
-  float of_token = scaled ? factors.tokens[blockIdx.x] : 1.0f, v[8];
-  SwiGlu8(gate_up + static_cast<size_t>(blockIdx.x) * 2 * columns, columns, at, missing, scaled, of_token, v);
+  float of_token = kScaled ? factors.tokens[blockIdx.x] : 1.0f, v[8];
+  SwiGlu8(gate_up + static_cast<size_t>(blockIdx.x) * 2 * columns, columns, at, missing, kScaled, of_token, v);
   Store8(y + static_cast<size_t>(blockIdx.x) * columns + at, v);
 }
 
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate
 #pragma unroll
     for (int i = 0; i < 8; ++i) mine.top = fmaxf(mine.top, fabsf(v[j][i]));
   }
-  float top = BlockReduce(mine, scratch).top;
+  float top = BlockReduce<true>(mine, scratch).top;
   if (ctas > 1) {
     ClusterWait();
     if (threadIdx.x < ctas) StoreClusterFloat(SharedAddressOf(tops + rank), threadIdx.x, top);
@@ -219,7 +220,7 @@ __global__ void __launch_bounds__(1024) QuantizeKernel(Rows y, const Bf16* x, in
 #pragma unroll
     for (int i = 0; i < 8; ++i) mine.top = fmaxf(mine.top, fabsf(v[j][i]));
   }
-  Fp8Scale codes = ScaleOf(BlockReduce(mine, scratch).top);
+  Fp8Scale codes = ScaleOf(BlockReduce<true>(mine, scratch).top);
   if (threadIdx.x == 0) y.scales[blockIdx.x] = codes.scale;
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
@@ -259,6 +260,7 @@ __global__ void GatherKernel(uint4* y, const uint4* x, int32_t vectors, uint4* y
 
 // One head of one token a warp; a lane owns up to four pairs of neighbouring dimensions.
 constexpr int kRopeWarps = 8, kRopePairs = 4;  // 4 * 32 pairs are head_dim 256
+template <bool kScaled>
 __global__ void RopeKernel(Bf16* qkv, Factors factors, const float* table, bool interleaved, int32_t query_heads,
                            const int32_t* slots, const int32_t* positions, KvLayout kv, size_t layer_offset) {
   LaunchDependents();
@@ -270,7 +272,7 @@ __global__ void RopeKernel(Bf16* qkv, Factors factors, const float* table, bool 
   // them.
   int slot = slots[token], position = positions[token];
   const float2* cosine = reinterpret_cast<const float2*>(table + static_cast<size_t>(position) * 2 * kv.head_dim);
-  const bool scaled = factors.columns != nullptr && head < heads;
+  const bool scaled = kScaled && head < heads;
   const float2* of_columns = reinterpret_cast<const float2*>(factors.columns + (scaled ? head * kv.head_dim : 0));
   auto partner = [&](int pair) { return pair < pairs / 2 ? pair + pairs / 2 : pair - pairs / 2; };
   float2 turn[kRopePairs][2], missing[kRopePairs][2];  // [1] of `missing`: the partner's
@@ -289,7 +291,7 @@ __global__ void RopeKernel(Bf16* qkv, Factors factors, const float* table, bool 
   }
   WaitUpstream();
   if (head >= heads || slot < 0) return;
-  float of_token = factors.tokens != nullptr ? factors.tokens[token] : 1.0f;
+  float of_token = kScaled ? factors.tokens[token] : 1.0f;
   uint32_t* row = reinterpret_cast<uint32_t*>(qkv + (static_cast<size_t>(token) * heads + head) * kv.head_dim);
   auto read = [&](int pair, float2 factor) {
     uint32_t two = row[pair];
@@ -470,16 +472,21 @@ void EmbeddingLookup(Queue& queue, float* x, const Bf16* table, const int32_t* s
 void AddRmsNorm(Queue& queue, const Rows& y, float* residual, const Bf16* delta, const Factors& factors,
                 const float* weight, float eps, int32_t tokens, int32_t columns) {
   const bool fp8 = y.bf16 == nullptr;
-  auto* kernel = columns <= 8 * 1024 ? (fp8 ? AddRmsNormKernel<1, true> : AddRmsNormKernel<1, false>)
-                                     : (fp8 ? AddRmsNormKernel<2, true> : AddRmsNormKernel<2, false>);
+  auto pick = [&](auto* plain, auto* plain_fp8, auto* scaled, auto* scaled_fp8) {
+    return factors.columns == nullptr ? (fp8 ? plain_fp8 : plain) : (fp8 ? scaled_fp8 : scaled);
+  };
+  auto* kernel = columns <= 8 * 1024 ? pick(AddRmsNormKernel<1, false, false>, AddRmsNormKernel<1, true, false>,
+                                            AddRmsNormKernel<1, false, true>, AddRmsNormKernel<1, true, true>)
+                                     : pick(AddRmsNormKernel<2, false, false>, AddRmsNormKernel<2, true, false>,
+                                            AddRmsNormKernel<2, false, true>, AddRmsNormKernel<2, true, true>);
   Launch(queue, kernel, Grid(tokens), Threads(columns, 1024), 0, y, residual, delta, factors, weight, eps, columns);
 }
 
 void SwiGlu(Queue& queue, const Rows& y, const Bf16* gate_up, const Factors& factors, int32_t tokens, int32_t columns) {
   if (y.bf16 != nullptr) {
     int threads = Threads(columns, 256);
-    Launch(queue, SwiGluKernel, Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y.bf16, gate_up,
-           factors, columns);
+    Launch(queue, factors.columns == nullptr ? SwiGluKernel<false> : SwiGluKernel<true>,
+           Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y.bf16, gate_up, factors, columns);
     return;
   }
   int all_threads = (columns / 8 + kSwiGluVectors - 1) / kSwiGluVectors, a_cta = tokens <= 64 ? 128 : 1024;
@@ -512,9 +519,9 @@ void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y
 void RopeAndStoreKv(Queue& queue, Bf16* qkv, const Factors& factors, const RopeTableView& rope, int32_t query_heads,
                     const int32_t* slots, const int32_t* positions, int32_t tokens, const KvLayout& kv, int32_t layer) {
   int heads = query_heads + 2 * kv.kv_heads;
-  Launch(queue, RopeKernel, Grid(tokens, (heads + kRopeWarps - 1) / kRopeWarps), kRopeWarps * 32, 0, qkv, factors,
-         rope.table, rope.interleaved, query_heads, slots, positions, kv,
-         static_cast<size_t>(layer) * kv.layer_elements());
+  Launch(queue, factors.columns == nullptr ? RopeKernel<false> : RopeKernel<true>,
+         Grid(tokens, (heads + kRopeWarps - 1) / kRopeWarps), kRopeWarps * 32, 0, qkv, factors, rope.table,
+         rope.interleaved, query_heads, slots, positions, kv, static_cast<size_t>(layer) * kv.layer_elements());
 }
 
 void ApplyTableEdits(Queue& queue, int32_t* tables, const TableEdit* edits, const int32_t* count) {

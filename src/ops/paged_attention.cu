@@ -112,8 +112,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
   begin = begin / kKeys * kKeys;
   const int32_t* table = p.tables + static_cast<size_t>(item.slot) * p.table_pitch;
   const int tiles = end > begin ? (end - begin + kKeys - 1) / kKeys : 0;
-  auto element_of = [&](int key, int column) {
-    int block = table[key >> p.block_shift];
+  auto element_of = [&](int block, int key, int column) {
     return (((static_cast<size_t>(block) * p.kv_heads + item.kv_head) << p.block_shift) +
             (key & ((1 << p.block_shift) - 1))) *
                kD +
@@ -126,7 +125,9 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
     for (int i = thread; i < kKeys * (kD / 8); i += kThreads) {
       int row = i / (kD / 8), column = i % (kD / 8) * 8, key = base + row;
       bool valid = key >= low && key < end;
-      size_t at = valid ? element_of(key, column) : 0;
+      int block = valid ? table[key >> p.block_shift] : 0;
+      size_t at = element_of(block, key, column);
+      if (!valid) at = 0;
       uint32_t shared_at = SharedAddressOf(to + row * L::kPitch + column);
       CopyAsync(shared_at, static_cast<const Bf16*>(p.keys) + at, valid);
       CopyAsync(shared_at + L::kTile * 2, static_cast<const Bf16*>(p.values) + at, valid);
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
       int at = i * kThreads + thread, column = at % (kD / 16) * 16, key = begin + tile * kKeys + at / (kD / 16);
       codes[0][i] = codes[1][i] = make_uint4(0, 0, 0, 0);
       if (key < low || key >= end) continue;
-      size_t from = element_of(key, column);
+      size_t from = element_of(table[key >> p.block_shift], key, column);
       codes[0][i] = *reinterpret_cast<const uint4*>(static_cast<const Fp8*>(p.keys) + from);
       codes[1][i] = *reinterpret_cast<const uint4*>(static_cast<const Fp8*>(p.values) + from);
     }
@@ -290,7 +291,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(KernelArguments p) {
       int token = item.token + packed / p.group, head = item.kv_head * p.group + packed % p.group;
       uint32_t* to =
           reinterpret_cast<uint32_t*>(p.out + (static_cast<size_t>(token) * p.query_heads + head) * p.head_dim);
-      float factor = p.value_scale / sum[r];
+      float factor = p.value_scale * (1.0f / sum[r]);
 #pragma unroll
       for (int n = 0; n < kOut; ++n) {
         int d = n * 8 + 2 * t;

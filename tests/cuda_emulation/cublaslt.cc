@@ -22,18 +22,24 @@ std::vector<float> Widen(const void* from, size_t count, bool fp8) {
   return out;
 }
 
+// Compiled for what the machine has: a model's prompt is 10^10 of these.
+__attribute__((target_clones("arch=haswell", "default"))) float Dot(const float* a, const float* b, size_t count) {
+  float lanes[32] = {};
+  size_t i = 0;
+  for (; i + 32 <= count; i += 32)
+    for (size_t l = 0; l < 32; ++l) lanes[l] += a[i + l] * b[i + l];
+  float sum = 0;
+  for (; i < count; ++i) sum += a[i] * b[i];
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
 void Product(const LtShape& s, const LtOperands& o) {
   auto n = static_cast<size_t>(s.n), k = static_cast<size_t>(s.k), m = static_cast<size_t>(s.m);
   std::vector<float> w = Widen(o.w, n * k, s.fp8), x = Widen(o.x, m * k, s.fp8);
-  for (size_t t = 0; t < m; ++t) {
-    for (size_t r = 0; r < n; ++r) {
-      float lanes[16] = {};
-      size_t i = 0;
-      for (; i + 16 <= k; i += 16)
-        for (size_t l = 0; l < 16; ++l) lanes[l] += w[r * k + i + l] * x[t * k + i + l];
-      float sum = 0;
-      for (; i < k; ++i) sum += w[r * k + i] * x[t * k + i];
-      for (float lane : lanes) sum += lane;
+  for (size_t r = 0; r < n; ++r) {
+    for (size_t t = 0; t < m; ++t) {
+      float sum = Dot(w.data() + r * k, x.data() + t * k, k);
       if (s.fp8 && s.out_f32) sum *= o.w_scales[r] * o.x_scales[t];
       if (s.out_f32) {
         static_cast<float*>(o.out)[t * n + r] = sum;

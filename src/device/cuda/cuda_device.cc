@@ -37,6 +37,7 @@ Result<CudaDeviceInfo> OpenCudaDevice() {
   RETURN_IF_ERROR(CudaStatus(cudaSetDevice(0), "cudaSetDevice"));
   CudaDeviceInfo out;
   out.name = properties.name;
+  out.emulated = out.name.starts_with("emulation");
   out.multiprocessors = properties.multiProcessorCount;
   out.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   out.l2_bytes = properties.l2CacheSize;

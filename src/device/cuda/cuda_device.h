@@ -27,6 +27,7 @@ struct CudaDeviceInfo {
   int32_t multiprocessors = 0;
   int64_t memory_bytes = 0, l2_bytes = 0;
   int32_t driver_version = 0, runtime_version = 0;  // 13000 is 13.0
+  bool emulated = false;                            // by tests/cuda_emulation: right, and thousands of times slower
 };
 
 // Device 0, which every thread of the process then uses. Errors: no driver, no device, a compute capability that the
