@@ -5,10 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
+#include <set>
 #include <thread>
 
+#include "backend/cuda_sampling.h"
 #include "backend/cuda_step.h"
 #include "base/arithmetic.h"
+#include "base/log.h"
 #include "device/cuda/cuda_device.h"
 #include "device/thread_pool.h"
 #include "model/cuda_llama.h"
@@ -23,13 +27,8 @@ constexpr int32_t kTicketsMax = 2;
 constexpr size_t kReserveBytes = size_t{512} << 20;
 constexpr int kSamplingThreadsMax = 8;
 constexpr int32_t kTunedTokensMax = 512;
-
-// What the device's argmax does not serve.
-bool NeedsHostSampling(const Request& request) {
-  const SamplingParams& s = request.sampling;
-  return !s.greedy() || s.needs_history() || s.min_tokens > 0 || s.logprobs >= 0 || !s.logit_bias.empty() ||
-         !s.allowed_tokens.empty() || request.prompt_logprobs;
-}
+// Graphs of the shapes that are not sparse are made for so long before ready; the rest in idle gaps.
+constexpr Nanos kCaptureTimeMax = std::chrono::milliseconds(1500);
 
 class CudaBackend final : public Backend {
  public:
@@ -40,15 +39,18 @@ class CudaBackend final : public Backend {
   void BindSlot(const SlotBinding& binding) override;
   Result<Ticket> Launch(const StepPlan& plan) override;
   Result<StepResult> Finish(Ticket ticket) override;
+  Result<bool> UseIdleTime() override;
 
  private:
+  // Who chooses a row's token: the device's argmax, the device's sampler, the host's sampler.
+  enum class Choice : uint8_t { kNone, kArgMax, kSampler, kHost };
   struct Slot {
     const Request* request = nullptr;
     SequenceId sequence{};
-    bool host_sampled = false;
-    TokenId last_token = 0;  // of a host-sampled slot
+    Choice choice = Choice::kArgMax;
+    TokenId last_token = 0;  // chosen on the host
+    bool on_host() const { return choice == Choice::kHost; }
   };
-  enum class Choice : uint8_t { kNone, kDevice, kHost };
   struct Row {
     SequenceId sequence{};
     SlotId slot{};
@@ -60,28 +62,44 @@ class CudaBackend final : public Backend {
   };
   struct Flight {
     PinnedBuffer staging, results;  // words of the step; a token (or -1) an output
+    PinnedBuffer sampler_logprobs;  // an output each, of rows that the device's sampler chose
     CudaEvent begin, end;
     std::vector<Row> rows;
     std::vector<RowResult> row_results;
     std::vector<TokenId> sampled;
     std::vector<PositionLogProbs> logprobs, prompt_logprobs;
     bool host_pending = false;         // host rows wait to be chosen
+    bool any_logprobs = false;         // of the device's sampler
     std::vector<float> prompt_logits;  // [outputs, vocab] of a step with prompt_logprobs; grows when asked for
+    int32_t tokens_padded = 0;
+    bool kernel_by_kernel = false;
   };
 
   explicit CudaBackend(const CudaBackendConfig& config) : config_(config) {}
   Result<void> Allocate(const ModelConfig& model);
   Result<void> AllocateCache(const ModelConfig& model);
   Result<void> WarmUp();
-  CudaStepLayout GraphLayout(int32_t bucket) const { return {bucket, bucket, 2 * bucket + 8, 0}; }
-  CudaBatch Batch(const CudaStepLayout& layout, int32_t generation_items_max, bool graph) const;
+  Result<void> WarmUpShapes();
+  Result<void> MeasureCosts();
+  Result<void> MeasurePairCost();
+  Result<void> Capture(size_t shape);
+  Result<void> Pad(const CudaStepLayout& layout);
+  CudaStepLayout LayoutOf(const CudaStepShape& shape) const;
+  int32_t ContextItemsMax(int32_t tokens) const;
+  // Generation items that a step of this shape may have: the grid of the attention that has a CTA for each.
+  int32_t GenerationItemsMax(const CudaStepShape& shape) const;
+  CudaBatch Batch(const CudaStepLayout& layout, int32_t generation_items_max, bool gathers) const;
 
   void Gather(const StepPlan& plan, Flight& flight);
-  CudaStepLayout Fill(const StepPlan& plan, int32_t bucket, Flight& flight);
-  Result<void> Enqueue(const StepPlan& plan, const CudaStepLayout& layout, bool graph, Flight& flight);
-  Result<void> RunForward(const CudaStepLayout& layout, int32_t generation_items_max, bool graph);
+  void Fill(const StepPlan& plan, const CudaStepLayout& layout, Flight& flight);
+  Result<void> CopyIn(const StepPlan& plan, const CudaStepLayout& layout, Flight& flight);
+  Result<void> RunShape(const CudaStepShape& shape, const CudaStepLayout& layout);
+  Result<void> RunAllLogits(const StepPlan& plan, Flight& flight);
+  Result<void> RunForward(const CudaStepLayout& layout, int32_t generation_items_max, bool gathers);
   Result<void> RunHead(const CudaStepLayout& layout, int32_t outputs);
   Result<void> CopyHostRows(Flight& flight);
+  cuda::SamplingArguments SamplerArguments(const CudaStepLayout& layout, int32_t row, int32_t output) const;
+  Result<void> RunSampler(const CudaStepLayout& layout, int32_t first, int32_t count, Flight& flight);
   Result<void> PromptLogits(const CudaStepLayout& layout, int32_t outputs, Flight& flight);
   Result<void> ResolveHostRows(Flight& flight);
   void PromptLogProbs(const Row& row, Flight& flight, RowResult& result);
@@ -97,16 +115,22 @@ class CudaBackend final : public Backend {
   cuda::KvLayout kv_;
   cuda::AttentionItemShape item_shape_;
   int32_t multiprocessors_ = 1, blocks_per_slot_ = 0, vocab_ = 0, edits_max_ = 0, outputs_max_ = 0;
-  DeviceBuffer step_, tables_, last_tokens_, keys_, values_, logits_, results_, best_;
+  int32_t many_edits_ = 0;  // of step_: table edits of a step that has more than its shape holds
+  DeviceBuffer step_, tables_, last_tokens_, keys_, values_, logits_, results_, best_, sampler_logprobs_;
   PinnedBuffer host_logits_;
   std::vector<Slot> slots_;
-  std::vector<int32_t> buckets_;
-  std::vector<CudaGraph> graphs_;  // by bucket
+  CudaSampling sampling_;
+  std::optional<Error> bind_error_;  // of BindSlot, which has no other way to say it
+  CudaStepShapes shapes_;
+  std::vector<CudaGraph> graphs_;  // by shape
+  std::vector<uint8_t> captured_;  // by shape: it has its graph
+  size_t next_capture_ = 0;        // shapes before it have theirs
+  size_t graph_bytes_ = 0;
   Flight flights_[kTicketsMax];
   uint64_t next_ticket_ = 1, next_finish_ = 1;
 
   // The step being built.
-  std::vector<int32_t> source_, positions_, token_slots_, output_tokens_, sample_slots_;
+  std::vector<int32_t> source_, positions_, token_slots_, output_tokens_, sample_slots_, sampled_rows_;
   std::vector<cuda::AttentionItem> context_items_, generation_items_, balanced_;
   bool all_logits_ = false;
 
@@ -134,10 +158,11 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   RETURN_IF_ERROR(out->Allocate(model));
   RETURN_IF_ERROR(out->AllocateCache(model));
   RETURN_IF_ERROR(out->WarmUp());
+  RETURN_IF_ERROR(out->MeasurePairCost());
   out->info_.name = "cuda";
   out->info_.description = fmt::format(
-      "{}, driver {}.{}, {} graphs of generation steps, attention {}", device.name, device.driver_version / 1000,
-      device.driver_version % 1000 / 10, out->graphs_.size(),
+      "{}, driver {}.{}, graphs of {} of {} shapes of steps, attention {}", device.name, device.driver_version / 1000,
+      device.driver_version % 1000 / 10, std::ranges::count(out->captured_, 1), out->captured_.size(),
       cuda::DecodeAttention::Serves(out->kv_, model.num_attention_heads, model.sliding_window) ? "by bulk copies"
                                                                                                : "by tiles");
   CudaBackendParts parts;
@@ -145,7 +170,9 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
                   {"KV cache", out->keys_.size() + out->values_.size()},
                   {"activations", out->model_->activation_bytes()},
                   {"logits", out->logits_.size()},
+                  {"sampling", out->sampling_.bytes()},
                   {"attention scratch", out->attention_.partial.size() + out->attention_.partial_ml.size()},
+                  {"graphs", out->graph_bytes_},
                   {"pinned host memory", out->host_logits_.size() + 2 * out->flights_[0].staging.size()}};
   parts.backend = std::move(out);
   return parts;
@@ -161,14 +188,16 @@ Result<void> CudaBackend::Allocate(const ModelConfig& model) {
   ASSIGN_OR_RETURN(attention_, CudaAttentionScratch::Create(model, config_.max_batch_size, config_.max_seq_len));
   item_shape_ = {model.num_key_value_heads, model.num_attention_heads / model.num_key_value_heads, attention_.split};
 
+  shapes_ = CudaStepShapes(config_.max_batch_size, config_.max_num_tokens);
+  graphs_.resize(shapes_.all().size());
+  captured_.resize(shapes_.all().size());
   edits_max_ = config_.max_batch_size * (blocks_per_slot_ + 1);
-  int32_t context_items_max =
-      model.num_key_value_heads *
-      (CeilDiv(config_.max_num_tokens * item_shape_.group, cuda::kQueryTile) + config_.max_batch_size);
+  int32_t context_items_max = ContextItemsMax(config_.max_num_tokens);
   int32_t generation_items_max = config_.max_batch_size * model.num_key_value_heads * attention_.chunks_max;
   int32_t tokens_max = model_->limits().tokens_max;
   CudaStepLayout largest(tokens_max, tokens_max, edits_max_, context_items_max);
-  auto words = static_cast<size_t>(largest.Words(generation_items_max));
+  many_edits_ = RoundUp(largest.Words(generation_items_max), 4);
+  auto words = static_cast<size_t>(many_edits_ + edits_max_ * CudaStepLayout::kEditWords);
   ASSIGN_OR_RETURN(step_, DeviceBuffer::Create(words * sizeof(int32_t)));
   ASSIGN_OR_RETURN(tables_, DeviceBuffer::Create(slots * static_cast<size_t>(blocks_per_slot_) * sizeof(int32_t)));
   ASSIGN_OR_RETURN(last_tokens_, DeviceBuffer::Create(slots * sizeof(int32_t)));
@@ -177,12 +206,15 @@ Result<void> CudaBackend::Allocate(const ModelConfig& model) {
   ASSIGN_OR_RETURN(logits_, DeviceBuffer::Create(outputs * row_bytes));
   ASSIGN_OR_RETURN(results_, DeviceBuffer::Create(outputs * sizeof(int32_t)));
   ASSIGN_OR_RETURN(best_, DeviceBuffer::Create(outputs * sizeof(uint64_t)));
+  ASSIGN_OR_RETURN(sampler_logprobs_, DeviceBuffer::Create(outputs * sizeof(PositionLogProbs)));
+  ASSIGN_OR_RETURN(sampling_, CudaSampling::Create(stream_, config_.max_batch_size, vocab_, config_.max_seq_len));
   ASSIGN_OR_RETURN(host_logits_, PinnedBuffer::Create(slots * row_bytes));
   for (const DeviceBuffer* buffer : {&step_, &tables_, &last_tokens_, &logits_, &results_, &best_})
     RETURN_IF_ERROR(stream_.Clear(buffer->data(), buffer->size()));
   for (Flight& flight : flights_) {
     ASSIGN_OR_RETURN(flight.staging, PinnedBuffer::Create(words * sizeof(int32_t)));
     ASSIGN_OR_RETURN(flight.results, PinnedBuffer::Create(outputs * sizeof(int32_t)));
+    ASSIGN_OR_RETURN(flight.sampler_logprobs, PinnedBuffer::Create(outputs * sizeof(PositionLogProbs)));
     ASSIGN_OR_RETURN(flight.begin, CudaEvent::Create());
     ASSIGN_OR_RETURN(flight.end, CudaEvent::Create());
     flight.rows.reserve(slots);
@@ -190,7 +222,7 @@ Result<void> CudaBackend::Allocate(const ModelConfig& model) {
     flight.sampled.resize(slots);
     flight.logprobs.resize(slots);
   }
-  for (auto* list : {&source_, &positions_, &token_slots_, &output_tokens_, &sample_slots_})
+  for (auto* list : {&source_, &positions_, &token_slots_, &output_tokens_, &sample_slots_, &sampled_rows_})
     list->reserve(static_cast<size_t>(tokens_max));
   context_items_.reserve(static_cast<size_t>(context_items_max));
   generation_items_.reserve(static_cast<size_t>(generation_items_max));
@@ -252,58 +284,161 @@ Result<void> CudaBackend::AllocateCache(const ModelConfig& model) {
   return model_->BindCache(kv_);
 }
 
-// Every bucket once as it is, which loads its kernels and finds cuBLASLt's plans, and once into a graph; then every
-// padded token count. All rows are padding: nothing is written that counts.
-Result<void> CudaBackend::WarmUp() {
-  buckets_ = CudaGraphBuckets(config_.max_batch_size);
-  // What the heuristic offers first is off by up to 15 % at some sizes (docs/gpu.md, ladder 1).
-  for (int32_t bucket : buckets_) RETURN_IF_ERROR(model_->Tune(stream_, bucket));
-  for (int32_t tokens = 1; tokens <= std::min(config_.max_num_tokens, kTunedTokensMax); ++tokens) {
-    tokens = CudaPaddedTokens(tokens, config_.max_num_tokens);
-    RETURN_IF_ERROR(model_->Tune(stream_, tokens));
-  }
+int32_t CudaBackend::ContextItemsMax(int32_t tokens) const {
+  // A row of context has at least two tokens, and at most one tile that is not full.
+  int32_t rows = std::min(config_.max_batch_size, tokens / 2);
+  return item_shape_.kv_heads * (CeilDiv(tokens * item_shape_.group, cuda::kQueryTile) + rows);
+}
+
+int32_t CudaBackend::GenerationItemsMax(const CudaStepShape& shape) const {
+  return std::min(shape.tokens, config_.max_batch_size) * item_shape_.kv_heads * attention_.chunks_max;
+}
+
+CudaStepLayout CudaBackend::LayoutOf(const CudaStepShape& shape) const {
+  constexpr int32_t kSomeEdits = 8;
+  if (!shape.context) return {shape.tokens, shape.outputs, 2 * shape.tokens + kSomeEdits, 0};
+  int32_t rows = std::min(config_.max_batch_size, shape.tokens);
+  return {shape.tokens, shape.outputs, CeilDiv(shape.tokens, config_.tokens_per_block) + 2 * rows + kSomeEdits,
+          ContextItemsMax(shape.tokens)};
+}
+
+// A step of nothing but padding: nothing is written that counts.
+Result<void> CudaBackend::Pad(const CudaStepLayout& layout) {
   auto* words = flights_[0].staging.as<int32_t>();
-  auto pad = [&](const CudaStepLayout& layout) {
-    std::memset(words, 0, static_cast<size_t>(layout.Words(0)) * sizeof(int32_t));
-    std::fill_n(words + layout.slots, layout.tokens, -1);
-    std::fill_n(words + layout.sample_slots, layout.outputs, -1);
-    return stream_.Copy(step_.data(), words, static_cast<size_t>(layout.Words(0)) * sizeof(int32_t));
-  };
-  for (int32_t bucket : buckets_) {
-    CudaStepLayout layout = GraphLayout(bucket);
-    int32_t items_max = bucket * item_shape_.kv_heads * attention_.chunks_max;
-    RETURN_IF_ERROR(pad(layout));
-    auto run = [&]() -> Result<void> {
-      RETURN_IF_ERROR(RunForward(layout, items_max, true));
-      return RunHead(layout, bucket);
-    };
-    RETURN_IF_ERROR(run());
-    RETURN_IF_ERROR(stream_.Wait());
-    graphs_.emplace_back();
-    if (!config_.graphs) continue;
-    ASSIGN_OR_RETURN(graphs_.back(), stream_.Capture(run));
+  std::memset(words, 0, static_cast<size_t>(layout.Words(0)) * sizeof(int32_t));
+  std::fill_n(words + layout.slots, layout.tokens, -1);
+  std::fill_n(words + layout.sample_slots, layout.outputs, -1);
+  return stream_.Copy(step_.data(), words, static_cast<size_t>(layout.Words(0)) * sizeof(int32_t));
+}
+
+// Every size once as it is, which loads its kernels and finds cuBLASLt's plans; then graphs.
+Result<void> CudaBackend::WarmUp() {
+  // What the heuristic offers first is off by up to 15 % at some sizes (docs/gpu.md, ladder 1).
+  std::set<int32_t> tuned;
+  for (const CudaStepShape& shape : shapes_.all())
+    if ((shape.tokens <= kTunedTokensMax || !shape.context) && tuned.insert(shape.tokens).second)
+      RETURN_IF_ERROR(model_->Tune(stream_, shape.tokens));
+  RETURN_IF_ERROR(WarmUpShapes());
+  RETURN_IF_ERROR(MeasureCosts());
+  if (!config_.graphs) return {};
+  ASSIGN_OR_RETURN(CudaMemoryInfo before, CudaMemory());
+  Nanos begin = SystemClock::Get().Now();
+  for (size_t i = 0; i < graphs_.size(); ++i)
+    if (shapes_.all()[i].sparse) RETURN_IF_ERROR(Capture(i));
+  bool more = true;
+  while (more && SystemClock::Get().Now() - begin < kCaptureTimeMax) {
+    ASSIGN_OR_RETURN(more, UseIdleTime());
   }
-  for (int32_t tokens = 1; tokens <= config_.max_num_tokens; ++tokens) {
-    tokens = CudaPaddedTokens(tokens, config_.max_num_tokens);
-    CudaStepLayout layout(tokens, 8, 8, 0);
-    RETURN_IF_ERROR(pad(layout));
-    RETURN_IF_ERROR(RunForward(layout, 0, false));
+  ASSIGN_OR_RETURN(CudaMemoryInfo after, CudaMemory());
+  graph_bytes_ = before.free_bytes - std::min(before.free_bytes, after.free_bytes);
+  return CudaStatus(queue_.error, "warming up");
+}
+
+Result<void> CudaBackend::WarmUpShapes() {
+  int32_t tokens_before = 0;
+  for (const CudaStepShape& shape : shapes_.all()) {
+    CudaStepLayout layout = LayoutOf(shape);
+    RETURN_IF_ERROR(Pad(layout));
+    if (shape.tokens != tokens_before || shape.sparse) {
+      RETURN_IF_ERROR(RunShape(shape, layout));
+    } else {
+      RETURN_IF_ERROR(RunHead(layout, shape.outputs));
+    }
     RETURN_IF_ERROR(stream_.Wait());
+    tokens_before = shape.tokens;
   }
+  // The sampler too, as a greedy choice for slot 0.
+  CudaStepLayout layout = LayoutOf(shapes_.all()[0]);
+  RETURN_IF_ERROR(Pad(layout));
+  RETURN_IF_ERROR(stream_.Clear(step_.as<int32_t>() + layout.sample_slots, sizeof(int32_t)));
+  sampling_.Run(queue_, SamplerArguments(layout, 0, 0), 1);
   RETURN_IF_ERROR(stream_.Wait());
   return CudaStatus(queue_.error, "warming up");
+}
+
+// What steps of some sizes take without attention: the planner's measure of context.
+Result<void> CudaBackend::MeasureCosts() {
+  Flight& flight = flights_[0];
+  for (const CudaStepShape& shape : shapes_.all()) {
+    if (!shape.context || !shape.sparse) continue;
+    if (!info_.step_costs.empty() && info_.step_costs.back().tokens == shape.tokens) continue;
+    CudaStepLayout layout = LayoutOf(shape);
+    RETURN_IF_ERROR(Pad(layout));
+    RETURN_IF_ERROR(stream_.Record(flight.begin));
+    RETURN_IF_ERROR(RunShape(shape, layout));
+    RETURN_IF_ERROR(stream_.Record(flight.end));
+    RETURN_IF_ERROR(flight.end.Wait());
+    ASSIGN_OR_RETURN(Nanos time, flight.end.Since(flight.begin));
+    info_.step_costs.push_back({shape.tokens, time});
+  }
+  return {};
+}
+
+// The last tokens of a long prompt, against garbage in the blocks of an empty cache: what is over the linears' time.
+Result<void> CudaBackend::MeasurePairCost() {
+  constexpr int32_t kChunk = 512, kLong = 4096;
+  int32_t end = std::min(config_.max_seq_len, kLong), tokens = std::min({kChunk, config_.max_num_tokens, end / 2});
+  if (tokens < 2) return {};
+  Request request;
+  request.prompt.assign(static_cast<size_t>(end), 0);
+  request.sampling.temperature = 0;
+  BindSlot({.slot = {0}, .sequence = {1}, .request = &request});
+  StepPlan plan({.rows = 1, .tokens = tokens, .table_edits = blocks_per_slot_, .copies = 0});
+  for (int32_t i = 0; i < CeilDiv(end, config_.tokens_per_block); ++i) plan.AddTableEdit({0}, i, {i});
+  auto chunk = std::span(request.prompt).last(static_cast<size_t>(tokens));
+  plan.AddContextRow({1}, {0}, end - tokens, chunk, OutputKind::kSample);
+  Nanos best = Nanos::max();
+  for (int round = 0; round < 3; ++round) {
+    ASSIGN_OR_RETURN(Ticket ticket, Launch(plan));
+    ASSIGN_OR_RETURN(StepResult result, Finish(ticket));
+    best = std::min(best, result.device_time);
+  }
+  double linears = StepCosts(info_.step_costs, 0).Linears(tokens);
+  double attention = static_cast<double>(best.count()) - linears;
+  info_.context_pair_nanos = std::max(0.0, attention / ContextPairs(end - tokens, tokens));
+  slots_[0] = {};
+  return {};
+}
+
+// REQUIRES: the shape has run once.
+Result<void> CudaBackend::Capture(size_t shape) {
+  const CudaStepShape& s = shapes_.all()[shape];
+  ASSIGN_OR_RETURN(graphs_[shape], stream_.Capture([&] { return RunShape(s, LayoutOf(s)); }));
+  captured_[shape] = 1;
+  return CudaStatus(queue_.error, "capturing a step");
+}
+
+// One graph more. False when every shape has its own.
+Result<bool> CudaBackend::UseIdleTime() {
+  while (next_capture_ < graphs_.size() && captured_[next_capture_] != 0) ++next_capture_;
+  if (!config_.graphs || next_capture_ == graphs_.size()) return false;
+  Result<void> captured = Capture(next_capture_);
+  if (captured.ok()) return true;
+  // The sparse ones serve every step: no room for one more is no fault.
+  LOG_WARNING("{} of {} shapes of steps stay without a graph: {}", std::ranges::count(captured_, 0), captured_.size(),
+              captured.error().message());
+  next_capture_ = graphs_.size();
+  return false;
 }
 
 void CudaBackend::BindSlot(const SlotBinding& binding) {
   Slot& slot = slots_[static_cast<size_t>(binding.slot.value)];
   slot.request = binding.request;
   slot.sequence = binding.sequence;
-  slot.host_sampled = NeedsHostSampling(*binding.request);
   slot.last_token = binding.generated.empty() ? 0 : binding.generated.back();
-  if (slot.host_sampled) sampler_->Bind(binding.slot, *binding.request, binding.sequence_index, binding.generated);
+  slot.choice = Choice::kArgMax;
+  if (IsPlainGreedy(*binding.request)) return;
+  if (!DeviceSamples(*binding.request)) {
+    slot.choice = Choice::kHost;
+    return sampler_->Bind(binding.slot, *binding.request, binding.sequence_index, binding.generated);
+  }
+  slot.choice = Choice::kSampler;
+  auto bound =
+      sampling_.Bind(stream_, queue_, binding.slot, *binding.request, binding.sequence_index, binding.generated);
+  if (!bound.ok()) bind_error_ = std::move(bound).error();
 }
 
-CudaBatch CudaBackend::Batch(const CudaStepLayout& layout, int32_t generation_items_max, bool graph) const {
+CudaBatch CudaBackend::Batch(const CudaStepLayout& layout, int32_t generation_items_max, bool gathers) const {
   auto* words = step_.as<int32_t>();
   auto items = [&](int32_t at) { return reinterpret_cast<const cuda::AttentionItem*>(words + at); };
   CudaBatch batch;
@@ -313,7 +448,7 @@ CudaBatch CudaBackend::Batch(const CudaStepLayout& layout, int32_t generation_it
   batch.positions = words + layout.positions;
   batch.slots = words + layout.slots;
   batch.outputs = layout.outputs;
-  batch.output_tokens = graph ? nullptr : words + layout.output_tokens;
+  batch.output_tokens = gathers ? words + layout.output_tokens : nullptr;
   batch.context_items = items(layout.context_items);
   batch.generation_items = items(layout.generation_items);
   batch.context_item_count = words + CudaStepLayout::kContextItemCount;
@@ -323,14 +458,14 @@ CudaBatch CudaBackend::Batch(const CudaStepLayout& layout, int32_t generation_it
   return batch;
 }
 
-Result<void> CudaBackend::RunForward(const CudaStepLayout& layout, int32_t generation_items_max, bool graph) {
+Result<void> CudaBackend::RunForward(const CudaStepLayout& layout, int32_t generation_items_max, bool gathers) {
   auto* words = step_.as<int32_t>();
   // The first kernel of a step waits for everything before it; the rest may overlap their starts.
   cuda::Queue first{queue_.stream, false, 0};
   cuda::ApplyTableEdits(first, tables_.as<int32_t>(), reinterpret_cast<const cuda::TableEdit*>(words + layout.edits),
                         words + CudaStepLayout::kEditCount);
   if (queue_.error == 0) queue_.error = first.error;
-  return model_->Forward(queue_, Batch(layout, generation_items_max, graph), kv_, attention_);
+  return model_->Forward(queue_, Batch(layout, generation_items_max, gathers), kv_, attention_);
 }
 
 Result<void> CudaBackend::RunHead(const CudaStepLayout& layout, int32_t outputs) {
@@ -342,7 +477,8 @@ Result<void> CudaBackend::RunHead(const CudaStepLayout& layout, int32_t outputs)
 }
 
 void CudaBackend::Gather(const StepPlan& plan, Flight& flight) {
-  for (auto* list : {&source_, &positions_, &token_slots_, &output_tokens_, &sample_slots_}) list->clear();
+  for (auto* list : {&source_, &positions_, &token_slots_, &output_tokens_, &sample_slots_, &sampled_rows_})
+    list->clear();
   context_items_.clear();
   generation_items_.clear();
   flight.rows.clear();
@@ -354,7 +490,7 @@ void CudaBackend::Gather(const StepPlan& plan, Flight& flight) {
       auto tokens = plan.tokens().subspan(static_cast<size_t>(row.token_offset), static_cast<size_t>(row.token_count));
       source_.insert(source_.end(), tokens.begin(), tokens.end());
     } else {
-      source_.push_back(slot.host_sampled ? slot.last_token : -1 - row.slot.value);
+      source_.push_back(slot.on_host() ? slot.last_token : -1 - row.slot.value);
     }
     for (int32_t i = 0; i < row.token_count; ++i) {
       positions_.push_back(row.position + i);
@@ -377,38 +513,32 @@ void CudaBackend::Gather(const StepPlan& plan, Flight& flight) {
     all_logits_ = all_logits_ || to.all_logits;
     // A scored chunk that does not end the prompt chooses nothing.
     bool ends = !to.all_logits || static_cast<size_t>(row.position + row.token_count) >= slot.request->prompt.size();
-    if (ends) to.choice = slot.host_sampled ? Choice::kHost : Choice::kDevice;
+    if (ends) to.choice = slot.choice;
     for (int32_t token = to.all_logits ? begin : begin + row.token_count - 1; token < begin + row.token_count;
          ++token) {
       output_tokens_.push_back(token);
       sample_slots_.push_back(-1);
     }
     to.output = static_cast<int32_t>(output_tokens_.size()) - 1;
-    if (to.choice == Choice::kDevice) sample_slots_.back() = row.slot.value;
+    if (to.choice == Choice::kArgMax || to.choice == Choice::kSampler) sample_slots_.back() = row.slot.value;
+    // Of a step with every logit the head runs in slices of outputs_max_.
+    if (to.choice == Choice::kSampler) sampled_rows_.push_back(to.output % outputs_max_);
   }
   cuda::BalanceItems(generation_items_, item_shape_.split, multiprocessors_, balanced_);
 }
 
-// The gathered step into the flight's staging, in the layout of `bucket` when that is not 0.
-CudaStepLayout CudaBackend::Fill(const StepPlan& plan, int32_t bucket, Flight& flight) {
-  auto tokens = static_cast<int32_t>(source_.size()), outputs = static_cast<int32_t>(output_tokens_.size());
+// The gathered step into the flight's staging. Table edits that the layout has no room for go behind everything else.
+void CudaBackend::Fill(const StepPlan& plan, const CudaStepLayout& layout, Flight& flight) {
   auto edits = static_cast<int32_t>(plan.table_edits().size());
   CHECK_LE(edits, edits_max_);
-  CudaStepLayout layout;
-  if (bucket > 0) {
-    layout = GraphLayout(bucket);
-  } else {
-    // Few outputs are padded like tokens, so that the head's sizes are few as well; the padding gathers token 0.
-    int32_t padded = outputs == 0 || all_logits_ ? outputs : std::min(RoundUp(outputs, 8), outputs_max_);
-    layout = CudaStepLayout(CudaPaddedTokens(tokens, config_.max_num_tokens), padded, edits,
-                            static_cast<int32_t>(context_items_.size()));
-  }
+  bool many = edits > layout.edits_max;
   auto* words = flight.staging.as<int32_t>();
   auto put = [&](int32_t at, const std::vector<int32_t>& values, int32_t count, int32_t padding) {
     std::copy(values.begin(), values.end(), words + at);
     std::fill(words + at + values.size(), words + at + count, padding);
   };
-  words[CudaStepLayout::kEditCount] = edits;
+  words[CudaStepLayout::kEditCount] = many ? 0 : edits;
+  words[CudaStepLayout::kManyEditCount] = many ? edits : 0;
   words[CudaStepLayout::kContextItemCount] = static_cast<int32_t>(context_items_.size());
   words[CudaStepLayout::kGenerationItemCount] = static_cast<int32_t>(generation_items_.size());
   put(layout.source, source_, layout.tokens, 0);
@@ -416,7 +546,8 @@ CudaStepLayout CudaBackend::Fill(const StepPlan& plan, int32_t bucket, Flight& f
   put(layout.slots, token_slots_, layout.tokens, -1);
   put(layout.output_tokens, output_tokens_, layout.outputs, 0);
   put(layout.sample_slots, sample_slots_, layout.outputs, -1);
-  int32_t at = layout.edits;
+  put(layout.sampled_rows, sampled_rows_, layout.outputs, 0);
+  int32_t at = many ? many_edits_ : layout.edits;
   for (const BlockTableEdit& edit : plan.table_edits()) {
     CHECK(edit.index >= 0 && edit.index < blocks_per_slot_ && edit.block.value >= 0 && edit.block.value < kv_.blocks,
           "block table entry {} becomes block {}", edit.index, edit.block.value);
@@ -426,55 +557,103 @@ CudaStepLayout CudaBackend::Fill(const StepPlan& plan, int32_t bucket, Flight& f
   std::memcpy(words + layout.context_items, context_items_.data(), context_items_.size() * sizeof(cuda::AttentionItem));
   std::memcpy(words + layout.generation_items, generation_items_.data(),
               generation_items_.size() * sizeof(cuda::AttentionItem));
-  return layout;
 }
 
 Result<Ticket> CudaBackend::Launch(const StepPlan& plan) {
   CHECK_LT(next_ticket_ - next_finish_, uint64_t{kTicketsMax});
+  if (bind_error_) return *std::exchange(bind_error_, std::nullopt);
   // Tokens chosen on the host must be known before a step that feeds them is built.
   if (next_ticket_ > next_finish_) RETURN_IF_ERROR(ResolveHostRows(FlightOf(next_ticket_ - 1)));
   Flight& flight = FlightOf(next_ticket_);
   Gather(plan, flight);
-  auto rows = static_cast<int32_t>(plan.rows().size());
-  int32_t bucket = 0;
-  if (config_.graphs && context_items_.empty() && !all_logits_ && plan.copies().empty() &&
-      std::ssize(output_tokens_) == rows) {
-    bucket = CudaBucketFor(buckets_, rows);
-    if (std::ssize(plan.table_edits()) > GraphLayout(bucket).edits_max) bucket = 0;
+  if (all_logits_) {
+    RETURN_IF_ERROR(RunAllLogits(plan, flight));
+  } else {
+    auto tokens = static_cast<int32_t>(source_.size()), outputs = static_cast<int32_t>(output_tokens_.size());
+    bool context = !context_items_.empty() || output_tokens_.size() != plan.rows().size();
+    size_t index = shapes_.Find(tokens, outputs, context, config_.graphs ? captured_ : std::span<const uint8_t>());
+    const CudaStepShape& shape = shapes_.all()[index];
+    CudaStepLayout layout = LayoutOf(shape);
+    Fill(plan, layout, flight);
+    RETURN_IF_ERROR(CopyIn(plan, layout, flight));
+    RETURN_IF_ERROR(config_.graphs ? stream_.Launch(graphs_[index]) : RunShape(shape, layout));
+    flight.tokens_padded = shape.tokens - tokens;
+    flight.kernel_by_kernel = !config_.graphs;
+    RETURN_IF_ERROR(RunSampler(layout, 0, outputs, flight));
+    RETURN_IF_ERROR(
+        stream_.Copy(flight.results.data(), results_.data(), static_cast<size_t>(outputs) * sizeof(int32_t)));
   }
-  CudaStepLayout layout = Fill(plan, bucket, flight);
-  RETURN_IF_ERROR(Enqueue(plan, layout, bucket > 0, flight));
+  RETURN_IF_ERROR(CudaStatus(queue_.error, "queueing a step"));
+  RETURN_IF_ERROR(CopyHostRows(flight));
+  RETURN_IF_ERROR(stream_.Record(flight.end));
   return Ticket{next_ticket_++};
 }
 
-Result<void> CudaBackend::Enqueue(const StepPlan& plan, const CudaStepLayout& layout, bool graph, Flight& flight) {
+// The step's words, and what a graph does not hold: copies of blocks, and more table edits than usual.
+Result<void> CudaBackend::CopyIn(const StepPlan& plan, const CudaStepLayout& layout, Flight& flight) {
   auto items = static_cast<int32_t>(generation_items_.size());
-  auto outputs = static_cast<int32_t>(output_tokens_.size());
   RETURN_IF_ERROR(stream_.Record(flight.begin));
   RETURN_IF_ERROR(
       stream_.Copy(step_.data(), flight.staging.data(), static_cast<size_t>(layout.Words(items)) * sizeof(int32_t)));
-  cuda::Queue copies{queue_.stream, false, 0};
-  for (const BlockCopy& copy : plan.copies())
-    cuda::CopyBlock(copies, kv_, copy.source.value, copy.target.value, copy.token_count);
-  RETURN_IF_ERROR(CudaStatus(copies.error, "copying blocks"));
-  if (graph) {
-    size_t index =
-        static_cast<size_t>(std::lower_bound(buckets_.begin(), buckets_.end(), layout.tokens) - buckets_.begin());
-    RETURN_IF_ERROR(stream_.Launch(graphs_[index]));
-  } else {
-    RETURN_IF_ERROR(RunForward(layout, items, false));
-    if (all_logits_) {
-      RETURN_IF_ERROR(PromptLogits(layout, outputs, flight));
-    } else {
-      RETURN_IF_ERROR(RunHead(layout, layout.outputs));
-    }
-  }
-  RETURN_IF_ERROR(CudaStatus(queue_.error, "queueing a step"));
-  if (!all_logits_ && outputs > 0)
+  cuda::Queue before{queue_.stream, false, 0};
+  auto* words = step_.as<int32_t>();
+  auto edits = static_cast<size_t>(flight.staging.as<int32_t>()[CudaStepLayout::kManyEditCount]);
+  if (edits > 0) {
     RETURN_IF_ERROR(
-        stream_.Copy(flight.results.data(), results_.data(), static_cast<size_t>(outputs) * sizeof(int32_t)));
-  RETURN_IF_ERROR(CopyHostRows(flight));
-  return stream_.Record(flight.end);
+        stream_.Copy(words + many_edits_, flight.staging.as<int32_t>() + many_edits_, edits * sizeof(cuda::TableEdit)));
+    cuda::ApplyTableEdits(before, tables_.as<int32_t>(), reinterpret_cast<cuda::TableEdit*>(words + many_edits_),
+                          words + CudaStepLayout::kManyEditCount);
+  }
+  for (const BlockCopy& copy : plan.copies())
+    cuda::CopyBlock(before, kv_, copy.source.value, copy.target.value, copy.token_count);
+  return CudaStatus(before.error, "copying blocks");
+}
+
+Result<void> CudaBackend::RunShape(const CudaStepShape& shape, const CudaStepLayout& layout) {
+  RETURN_IF_ERROR(RunForward(layout, GenerationItemsMax(shape), shape.context));
+  return RunHead(layout, shape.outputs);
+}
+
+// A step with prompt_logprobs has an output a token: no graph, and its logits are read before Launch returns.
+Result<void> CudaBackend::RunAllLogits(const StepPlan& plan, Flight& flight) {
+  auto tokens = static_cast<int32_t>(source_.size()), outputs = static_cast<int32_t>(output_tokens_.size());
+  CudaStepLayout layout(CudaPaddedTokens(tokens, config_.max_num_tokens), outputs, edits_max_,
+                        static_cast<int32_t>(context_items_.size()));
+  Fill(plan, layout, flight);
+  RETURN_IF_ERROR(CopyIn(plan, layout, flight));
+  RETURN_IF_ERROR(RunForward(layout, static_cast<int32_t>(generation_items_.size()), true));
+  flight.tokens_padded = layout.tokens - tokens;
+  flight.kernel_by_kernel = true;
+  return PromptLogits(layout, outputs, flight);
+}
+
+// `row`: the first of the step's sampled rows; `output`: the one whose logits come first.
+cuda::SamplingArguments CudaBackend::SamplerArguments(const CudaStepLayout& layout, int32_t row, int32_t output) const {
+  auto* words = step_.as<int32_t>();
+  return {.logits = logits_.as<float>(),
+          .rows = words + layout.sampled_rows + row,
+          .slots = words + layout.sample_slots + output,
+          .results = results_.as<int32_t>(),
+          .last_tokens = last_tokens_.as<int32_t>(),
+          .logprobs = sampler_logprobs_.as<cuda::TokenLogProbs>()};
+}
+
+// For the rows with a logits row in [first, first + count): the head's slice of a step, nearly always all of it.
+Result<void> CudaBackend::RunSampler(const CudaStepLayout& layout, int32_t first, int32_t count, Flight& flight) {
+  int32_t before = 0, rows = 0;
+  flight.any_logprobs = false;
+  for (const Row& row : flight.rows) {
+    if (row.choice != Choice::kSampler) continue;
+    before += row.output < first;
+    if (row.output < first || row.output >= first + count) continue;
+    ++rows;
+    flight.any_logprobs = flight.any_logprobs || row.request->sampling.logprobs >= 0;
+  }
+  if (rows == 0) return {};
+  sampling_.Run(queue_, SamplerArguments(layout, before, first), rows);
+  if (!flight.any_logprobs) return {};
+  return stream_.Copy(flight.sampler_logprobs.data(), sampler_logprobs_.data(),
+                      static_cast<size_t>(count) * sizeof(PositionLogProbs));
 }
 
 Result<void> CudaBackend::CopyHostRows(Flight& flight) {
@@ -499,6 +678,7 @@ Result<void> CudaBackend::PromptLogits(const CudaStepLayout& layout, int32_t out
     RETURN_IF_ERROR(model_->Head(queue_, first, count, logits_.as<float>()));
     cuda::ArgMax(queue_, results_.as<int32_t>(), last_tokens_.as<int32_t>(), logits_.as<float>(),
                  step_.as<int32_t>() + layout.sample_slots + first, count, vocab_, best_.as<unsigned long long>());
+    RETURN_IF_ERROR(RunSampler(layout, first, count, flight));
     RETURN_IF_ERROR(stream_.Copy(flight.prompt_logits.data() + static_cast<size_t>(first) * vocab, logits_.data(),
                                  static_cast<size_t>(count) * vocab * sizeof(float)));
     RETURN_IF_ERROR(stream_.Copy(flight.results.data(), results_.data(), static_cast<size_t>(count) * sizeof(int32_t)));
@@ -507,8 +687,11 @@ Result<void> CudaBackend::PromptLogits(const CudaStepLayout& layout, int32_t out
     const auto* tokens = flight.results.as<int32_t>();
     for (size_t i = 0; i < flight.rows.size(); ++i) {
       const Row& row = flight.rows[i];
-      if (row.choice == Choice::kDevice && row.output >= first && row.output < first + count)
-        flight.sampled[i] = tokens[row.output - first];
+      bool on_device = row.choice == Choice::kArgMax || row.choice == Choice::kSampler;
+      if (!on_device || row.output < first || row.output >= first + count) continue;
+      flight.sampled[i] = tokens[row.output - first];
+      if (row.choice == Choice::kSampler)
+        flight.logprobs[i] = flight.sampler_logprobs.as<PositionLogProbs>()[row.output - first];
     }
   }
   return {};
@@ -586,17 +769,24 @@ Result<StepResult> CudaBackend::Finish(Ticket ticket) {
     result.slot = row.slot;
     if (row.all_logits) PromptLogProbs(row, flight, result);
     if (row.choice == Choice::kNone) continue;
-    if (row.choice == Choice::kDevice && flight.prompt_logits.empty())
+    if (row.choice != Choice::kHost && flight.prompt_logits.empty()) {
       flight.sampled[i] = flight.results.as<int32_t>()[row.output];
+      if (row.choice == Choice::kSampler && row.request->sampling.logprobs >= 0)
+        flight.logprobs[i] = flight.sampler_logprobs.as<PositionLogProbs>()[row.output];
+    }
     result.finite = flight.sampled[i] >= 0;
     flight.sampled[i] = std::max(flight.sampled[i], 0);
     result.token_count = 1;
     result.tokens = {&flight.sampled[i], 1};
-    result.logprobs =
-        row.choice == Choice::kHost && row.request->sampling.logprobs >= 0 ? &flight.logprobs[i] : nullptr;
+    bool logprobs = row.choice != Choice::kArgMax && row.request->sampling.logprobs >= 0;
+    result.logprobs = logprobs ? &flight.logprobs[i] : nullptr;
   }
   flight.prompt_logits.clear();
-  return StepResult{.ticket = ticket, .rows = flight.row_results, .device_time = device_time};
+  return StepResult{.ticket = ticket,
+                    .rows = flight.row_results,
+                    .device_time = device_time,
+                    .tokens_padded = flight.tokens_padded,
+                    .kernel_by_kernel = flight.kernel_by_kernel};
 }
 
 }  // namespace

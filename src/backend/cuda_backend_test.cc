@@ -10,16 +10,23 @@
 namespace ekiben {
 namespace {
 
+// Over tests/cuda_emulation everything is some thousand times slower.
+#ifdef EKIBEN_EMULATED
+constexpr int32_t kVocab = 256, kHidden = 64, kHeads = 4, kHeadDim = 32, kMaxTokens = 128, kNewTokens = 8;
+#else
+constexpr int32_t kVocab = 1000, kHidden = 512, kHeads = 8, kHeadDim = 64, kMaxTokens = 256, kNewTokens = 40;
+#endif
+
 ModelConfig SmallConfig() {
   ModelConfig config;
   config.architecture = "llama";
-  config.vocab_size = 1000;
-  config.hidden_size = 512;
-  config.intermediate_size = 1024;
+  config.vocab_size = kVocab;
+  config.hidden_size = kHidden;
+  config.intermediate_size = 2 * kHidden;
   config.num_hidden_layers = 2;
-  config.num_attention_heads = 8;
+  config.num_attention_heads = kHeads;
   config.num_key_value_heads = 2;
-  config.head_dim = 64;
+  config.head_dim = kHeadDim;
   config.max_position_embeddings = 1024;
   return config;
 }
@@ -27,7 +34,7 @@ ModelConfig SmallConfig() {
 CudaBackendConfig SmallBackend() {
   CudaBackendConfig config;
   config.max_batch_size = 8;
-  config.max_num_tokens = 256;
+  config.max_num_tokens = kMaxTokens;
   config.max_seq_len = 512;
   config.tokens_per_block = 32;
   config.synth_seed = 5;
@@ -39,7 +46,7 @@ CudaBackendConfig SmallBackend() {
 class Driver {
  public:
   Driver(Backend& backend, int tickets, int32_t chunk)
-      : backend_(backend), tickets_(tickets), chunk_(chunk), plan_({8, 256, 512, 8}) {}
+      : backend_(backend), tickets_(tickets), chunk_(chunk), plan_({8, kMaxTokens, 512, 8}) {}
 
   struct Sequence {
     Request request;
@@ -48,6 +55,7 @@ class Driver {
     std::vector<PositionLogProbs> prompt_logprobs;
     std::vector<float> logprobs, gaps;  // the chosen token's, and from the best to the second
   };
+  int64_t tokens_padded = 0, steps_kernel_by_kernel = 0;
 
   void Run(std::vector<Sequence>& sequences) {
     for (size_t i = 0; i < sequences.size(); ++i) {
@@ -68,6 +76,8 @@ class Driver {
       auto result = backend_.Finish(flight.front());
       ASSERT_TRUE(result.ok()) << result.error().message();
       flight.pop_front();
+      tokens_padded += result->tokens_padded;
+      steps_kernel_by_kernel += result->kernel_by_kernel;
       for (const RowResult& row : result->rows) {
         Sequence& s = sequences[static_cast<size_t>(row.slot.value)];
         EXPECT_TRUE(row.finite);
@@ -90,7 +100,7 @@ class Driver {
         auto prompt = static_cast<int32_t>(s.request.prompt.size());
         bool context = s.fed < prompt;
         if (context != (pass == 0) || s.fed >= prompt + s.request.max_tokens - 1) continue;
-        int32_t count = context ? std::min({chunk_, prompt - s.fed, 256 / 8}) : 1;
+        int32_t count = context ? std::min({chunk_, prompt - s.fed, kMaxTokens / 8}) : 1;
         if (pass == 1 && JustPlanned(i)) continue;
         SlotId slot{static_cast<int32_t>(i)};
         for (int32_t at = s.fed; at < s.fed + count; ++at)
@@ -125,7 +135,7 @@ class Driver {
 
 Driver::Sequence MakeSequence(int32_t seed, int32_t prompt_tokens, int32_t max_tokens) {
   Driver::Sequence out;
-  for (int32_t i = 0; i < prompt_tokens; ++i) out.request.prompt.push_back((seed * 37 + i * 91 + i * i) % 1000);
+  for (int32_t i = 0; i < prompt_tokens; ++i) out.request.prompt.push_back((seed * 37 + i * 91 + i * i) % kVocab);
   out.request.max_tokens = max_tokens;
   out.request.sampling.temperature = 0;
   return out;
@@ -175,12 +185,12 @@ TEST_F(CudaBackendTest, RefusesSizesThatDoNotFit) {
 // best tokens must have been within that rounding.
 TEST_F(CudaBackendTest, TokensAreTheSameInAnyCompanyChunkAndOverlapExceptAtNearTies) {
   std::vector<Driver::Sequence> wanted;
-  for (int32_t i = 0; i < 7; ++i) wanted.push_back(MakeSequence(i, 3 + 17 * i, 40));
+  for (int32_t i = 0; i < 7; ++i) wanted.push_back(MakeSequence(i, 3 + 17 * i, kNewTokens));
   std::vector<Driver::Sequence> alone;
   for (auto s : wanted) {
     s.request.sampling.logprobs = 2;
     alone.push_back(RunAll(1, 32, {s})[0]);
-    ASSERT_EQ(alone.back().output.size(), 40u);
+    ASSERT_EQ(alone.back().output.size(), size_t{kNewTokens});
   }
   int64_t whole = 0, ties = 0;
   for (auto [tickets, chunk] : {std::pair{1, 32}, {2, 32}, {2, 5}, {1, 1}}) {
@@ -203,7 +213,7 @@ TEST_F(CudaBackendTest, TokensAreTheSameInAnyCompanyChunkAndOverlapExceptAtNearT
 
 TEST_F(CudaBackendTest, TheSameStepsGiveTheSameTokensWithAndWithoutOverlap) {
   std::vector<Driver::Sequence> wanted;
-  for (int32_t i = 0; i < 5; ++i) wanted.push_back(MakeSequence(i + 20, 20 + i, 60));
+  for (int32_t i = 0; i < 5; ++i) wanted.push_back(MakeSequence(i + 20, 20 + i, kNewTokens));
   auto one = RunAll(1, 32, wanted), two = RunAll(2, 32, wanted), again = RunAll(2, 32, wanted);
   for (size_t i = 0; i < wanted.size(); ++i) {
     EXPECT_EQ(one[i].output, two[i].output) << i;
@@ -211,19 +221,81 @@ TEST_F(CudaBackendTest, TheSameStepsGiveTheSameTokensWithAndWithoutOverlap) {
   }
 }
 
-TEST_F(CudaBackendTest, TheHostChoosesWhatTheDeviceChooses) {
-  std::vector<Driver::Sequence> device, host;
+// Chunks of context and generated rows in one step, in graphs of every kind: what the capture froze must be sizes only.
+TEST_F(CudaBackendTest, StepsInGraphsGiveTheBitsOfStepsKernelByKernel) {
+  CudaBackendConfig config = SmallBackend();
+  config.graphs = false;
+  auto eager = OpenCudaBackend(SmallConfig(), nullptr, config);
+  ASSERT_TRUE(eager.ok()) << eager.error().message();
+  while (*backend_->UseIdleTime()) {  // the graphs that Open had no time for
+  }
+  std::vector<Driver::Sequence> wanted;
+  for (int32_t i = 0; i < 7; ++i) {
+    wanted.push_back(MakeSequence(i + 90, 5 + 23 * i, 12));
+    if (i % 2 == 0) wanted.back().request.sampling.logprobs = 2;
+  }
+  for (auto [tickets, chunk] : {std::pair{2, 32}, {1, 17}, {2, 3}}) {
+    std::vector<Driver::Sequence> a = wanted, b = wanted;
+    Driver in_graphs(*backend_, tickets, chunk), by_kernel(*eager->backend, tickets, chunk);
+    in_graphs.Run(a);
+    by_kernel.Run(b);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_EQ(a[i].output, b[i].output) << i;
+      EXPECT_EQ(a[i].logprobs, b[i].logprobs) << i;
+      EXPECT_EQ(a[i].gaps, b[i].gaps) << i;
+    }
+    EXPECT_EQ(in_graphs.steps_kernel_by_kernel, 0);
+    EXPECT_GT(by_kernel.steps_kernel_by_kernel, 0);
+    EXPECT_EQ(in_graphs.tokens_padded, by_kernel.tokens_padded);
+  }
+}
+
+TEST_F(CudaBackendTest, KnowsWhatItsStepsCost) {
+  const BackendInfo& info = backend_->info();
+  ASSERT_FALSE(info.step_costs.empty());
+  EXPECT_EQ(info.step_costs.back().tokens, kMaxTokens);
+  for (size_t i = 0; i < info.step_costs.size(); ++i) {
+    EXPECT_GT(info.step_costs[i].time, Nanos(0));
+    if (i > 0) {
+      EXPECT_GT(info.step_costs[i].tokens, info.step_costs[i - 1].tokens);
+    }
+  }
+}
+
+TEST_F(CudaBackendTest, TheSamplerChoosesGreedilyWhatTheArgMaxChooses) {
+  std::vector<Driver::Sequence> device, host;  // host: by the sampler
   for (int32_t i = 0; i < 4; ++i) {
-    device.push_back(MakeSequence(i + 50, 30, 30));
+    device.push_back(MakeSequence(i + 50, 30, kNewTokens));
     host.push_back(device.back());
-    host.back().request.sampling.logprobs = 2;  // chosen on the host
+    host.back().request.sampling.logprobs = 2;  // not the argmax kernel
   }
   host[1] = device[1];  // mixed in one step
   auto a = RunAll(2, 32, device), b = RunAll(2, 32, host);
   for (size_t i = 0; i < device.size(); ++i) EXPECT_EQ(a[i].output, b[i].output) << i;
-  EXPECT_EQ(b[0].logprobs.size(), 30u);
+  EXPECT_EQ(b[0].logprobs.size(), size_t{kNewTokens});
   EXPECT_TRUE(b[1].logprobs.empty());
   for (float logprob : b[0].logprobs) EXPECT_LE(logprob, 0.0f);
+}
+
+// A list of all tokens as allowed_tokens changes nothing but who chooses.
+TEST_F(CudaBackendTest, TheDevicesSamplerOverlapsStepsAndChoosesWhatTheHostsDoes) {
+  std::vector<Driver::Sequence> device, host;
+  for (int32_t i = 0; i < 6; ++i) {
+    device.push_back(MakeSequence(i + 60, 30 + i, kNewTokens));
+    SamplingParams& s = device.back().request.sampling;
+    s.temperature = 0.9f;
+    s.seed = static_cast<uint64_t>(i);
+    if (i % 2 == 0) s.top_p = 0.9f;
+    if (i == 3) s.frequency_penalty = 0.5f;
+    if (i == 4) s.logprobs = 2;
+    host.push_back(device.back());
+    for (TokenId token = 0; token < kVocab; ++token) host.back().request.sampling.allowed_tokens.push_back(token);
+  }
+  auto a = RunAll(2, 32, device), b = RunAll(2, 32, host), alone = RunAll(1, 32, {device[1]});
+  for (size_t i = 0; i < device.size(); ++i) EXPECT_EQ(a[i].output, b[i].output) << i;
+  EXPECT_EQ(a[4].logprobs.size(), size_t{kNewTokens});
+  for (size_t i = 0; i < b[4].logprobs.size(); ++i) EXPECT_NEAR(a[4].logprobs[i], b[4].logprobs[i], 1e-5);
+  EXPECT_EQ(alone[0].output.size(), size_t{kNewTokens});
 }
 
 TEST_F(CudaBackendTest, PromptLogProbsCoverEveryPromptTokenInAnyChunks) {

@@ -17,7 +17,8 @@ TEST(CudaStepLayout, PartsFollowEachOtherWithoutOverlapAndItemsComeLast) {
   EXPECT_GE(layout.slots, layout.positions + 7);
   EXPECT_GE(layout.output_tokens, layout.slots + 7);
   EXPECT_GE(layout.sample_slots, layout.output_tokens + 3);
-  EXPECT_GE(layout.edits, layout.sample_slots + 3);
+  EXPECT_GE(layout.sampled_rows, layout.sample_slots + 3);
+  EXPECT_GE(layout.edits, layout.sampled_rows + 3);
   EXPECT_GE(layout.context_items, layout.edits + 5 * 2);
   EXPECT_GE(layout.generation_items, layout.context_items + 2 * 8);
   for (int32_t offset : {layout.source, layout.positions, layout.slots, layout.output_tokens, layout.sample_slots,
@@ -27,20 +28,72 @@ TEST(CudaStepLayout, PartsFollowEachOtherWithoutOverlapAndItemsComeLast) {
   EXPECT_EQ(layout.Words(3), layout.generation_items + 24);
 }
 
-TEST(CudaStep, BucketsHoldEveryBatchWithLittlePadding) {
+TEST(CudaStep, BucketsAreExactUpTo16RowsAndAtMostAnEighthApartBeyond) {
   for (int32_t max : {1, 2, 3, 7, 100, 128, 129, 512}) {
     std::vector<int32_t> buckets = CudaGraphBuckets(max);
     EXPECT_TRUE(std::is_sorted(buckets.begin(), buckets.end()));
     EXPECT_EQ(std::adjacent_find(buckets.begin(), buckets.end()), buckets.end());
+    EXPECT_EQ(buckets.front(), 1);
     EXPECT_EQ(buckets.back(), max);
-    for (int32_t rows = 1; rows <= max; ++rows) {
-      int32_t bucket = CudaBucketFor(buckets, rows);
-      EXPECT_GE(bucket, rows);
-      if (rows >= 32) {
-        EXPECT_LE((bucket - rows) * 4, rows) << rows;
+    for (size_t i = 1; i < buckets.size(); ++i)
+      EXPECT_LE(buckets[i], buckets[i - 1] < 16 ? buckets[i - 1] + 1 : buckets[i - 1] + buckets[i - 1] / 8);
+  }
+}
+
+TEST(CudaStepShapes, EveryStepHasAShapeAndTheSparseOnesSufficeAlone) {
+  for (auto [batch, tokens_max] : {std::pair{1, 64}, {8, 256}, {128, 2048}, {100, 90}, {256, 8192}}) {
+    CudaStepShapes shapes(batch, tokens_max);
+    std::vector<uint8_t> sparse;
+    for (const CudaStepShape& shape : shapes.all()) sparse.push_back(shape.sparse);
+    for (int32_t rows = 1; rows <= batch; ++rows) {
+      const CudaStepShape& shape = shapes.all()[shapes.Find(rows, rows, false, sparse)];
+      EXPECT_GE(shape.tokens, rows);
+      EXPECT_EQ(shape.outputs, shape.tokens);
+    }
+    for (int32_t tokens = 1; tokens <= tokens_max; ++tokens) {
+      for (int32_t outputs : {0, 1, std::min(batch, tokens)}) {
+        for (std::span<const uint8_t> usable : {std::span<const uint8_t>(), std::span<const uint8_t>(sparse)}) {
+          const CudaStepShape& shape = shapes.all()[shapes.Find(tokens, outputs, true, usable)];
+          EXPECT_TRUE(shape.context);
+          EXPECT_GE(shape.tokens, tokens);
+          EXPECT_LE(shape.tokens, tokens_max);
+          EXPECT_GE(shape.outputs, outputs);
+          EXPECT_LE(shape.outputs, batch);
+        }
       }
     }
   }
+}
+
+TEST(CudaStepShapes, AStepWithoutItsGraphTakesTheNextOneThatHasIt) {
+  CudaStepShapes shapes(128, 2048);
+  std::vector<uint8_t> usable(shapes.all().size(), 1);
+  size_t first = shapes.Find(70, 20, true, usable);
+  EXPECT_EQ(shapes.all()[first].tokens, 72);
+  EXPECT_EQ(shapes.all()[first].outputs, 64);
+  usable[first] = 0;
+  size_t next = shapes.Find(70, 20, true, usable);
+  EXPECT_EQ(shapes.all()[next].tokens, 72);
+  EXPECT_EQ(shapes.all()[next].outputs, 128);
+  EXPECT_EQ(shapes.all()[shapes.Find(70, 70, false, usable)].tokens, 72);
+}
+
+// Sizes drawn like those of serving: context chunks of any length beside any number of streams.
+TEST(CudaStepShapes, MedianPaddingIsUnder8Percent) {
+  CudaStepShapes shapes(128, 2048);
+  std::vector<double> shares;
+  uint32_t random = 1;
+  for (int i = 0; i < 2000; ++i) {
+    random = random * 1664525 + 1013904223;
+    int32_t rows = 1 + static_cast<int32_t>(random >> 16) % 128;
+    random = random * 1664525 + 1013904223;
+    int32_t tokens = rows + (i % 4 == 0 ? static_cast<int32_t>(random >> 16) % 500 : 0);
+    bool context = tokens > rows;
+    shares.push_back(static_cast<double>(shapes.all()[shapes.Find(tokens, rows, context, {})].tokens - tokens) /
+                     static_cast<double>(tokens));
+  }
+  std::nth_element(shares.begin(), shares.begin() + 1000, shares.end());
+  EXPECT_LE(shares[1000], 0.08);
 }
 
 TEST(CudaStep, TokenCountsArePaddedByAtMostAnEighthFrom64OnAndNeverPastTheLimit) {

@@ -1,12 +1,15 @@
 // The CUDA backend measured from above its seam, on random weights of a published shape (no checkpoint, no tokenizer):
 // single generation steps at given batch sizes, and the executor under users that each send a prompt, wait for its last
-// token and send the next.
+// token and send the next; and long prompts that arrive among streams which do nothing but generate.
 //
 //   cuda_serving_bench OUT.json [--shape llama-3-8b|llama-3.2-1b|smollm2] [--steps 1,8,64,128] [--context 1024]
-//                      [--users 10,50,100] [--seconds 30] [--dtype bf16|fp8] [--kv_cache_dtype bf16|fp8] [--no_graphs]
+//                      [--users 10,50,100] [--seconds 30] [--long 8192] [--streams 64] [--max_seq_len 2048]
+//                      [--itl_budget_ms auto|off|N] [--admission paced|greedy] [--dtype bf16|fp8]
+//                      [--kv_cache_dtype bf16|fp8] [--temperature T] [--top_k K] [--top_p P] [--no_graphs]
 //
 // Time is the host's, around Launch and Finish, beside what the device's events say. Prompts are 30 to 150 random
-// tokens, answers 512, greedy, a user arrives every ramp / users seconds. Exit code 1 on the first error.
+// tokens, answers 512, greedy unless a temperature is given, a user arrives every ramp / users seconds. Exit code 1 on
+// the first error.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -28,15 +31,18 @@
 namespace ekiben {
 namespace {
 
-constexpr int32_t kMaxBatch = 128, kMaxTokens = 2048, kMaxSeqLen = 2048, kOutputTokens = 512;
+constexpr int32_t kMaxBatch = 128, kMaxTokens = 2048, kOutputTokens = 512;
 constexpr double kRampSeconds = 5;
+constexpr int kLongPrompts = 4;
 
 struct Options {
   std::string out, shape = "llama-3-8b", dtype = "bf16", kv_cache_dtype = "bf16", command;
   std::vector<int32_t> steps, users;
-  int32_t context = 1024;
+  int32_t context = 1024, long_tokens = 0, streams = 64, max_seq_len = 2048;
   double seconds = 30;
   bool graphs = true;
+  ExecutorConfig executor;
+  SamplingParams sampling{.temperature = 0};
 };
 
 ModelConfig Shape(const std::string& name) {
@@ -186,7 +192,7 @@ class User : public TokenSink {
     std::lock_guard lock(mutex_);
     if (event.token >= 0) {
       if (tokens_ == 0) first_ms_.push_back(Ms(event.emitted - sent_));
-      if (tokens_ > 0) gaps_ms_.push_back(Ms(event.emitted - last_));
+      if (tokens_ > 0) gaps_.push_back({event.emitted, Ms(event.emitted - last_)});
       last_ = event.emitted;
       ++tokens_;
       ++tokens_total_;
@@ -213,10 +219,16 @@ class User : public TokenSink {
     std::lock_guard lock(mutex_);
     return tokens_total_;
   }
-  void Collect(std::vector<double>& first, std::vector<double>& gaps) {
+  double first_ms() {
+    std::lock_guard lock(mutex_);
+    return first_ms_.empty() ? 0 : first_ms_.back();
+  }
+  void Collect(std::vector<double>& first, std::vector<double>& gaps, Nanos from = Nanos::min(),
+               Nanos to = Nanos::max()) {
     std::lock_guard lock(mutex_);
     first.insert(first.end(), first_ms_.begin(), first_ms_.end());
-    gaps.insert(gaps.end(), gaps_ms_.begin(), gaps_ms_.end());
+    for (auto [at, gap] : gaps_)
+      if (at > from && at <= to) gaps.push_back(gap);
   }
 
  private:
@@ -224,13 +236,98 @@ class User : public TokenSink {
   bool busy_ = false, failed_ = false;
   int64_t tokens_ = 0, tokens_total_ = 0;
   Nanos sent_{}, last_{};
-  std::vector<double> first_ms_, gaps_ms_;
+  std::vector<double> first_ms_;
+  std::vector<std::pair<Nanos, double>> gaps_;
 };
 
-std::string RunUsers(Backend& backend, int32_t users, double seconds) {
+std::shared_ptr<Request> RandomRequest(const Backend& backend, const SamplingParams& sampling, uint64_t id,
+                                       size_t prompt_tokens, int32_t max_tokens, std::mt19937& random) {
+  auto request = std::make_shared<Request>();
+  request->id = {id};
+  request->prompt.resize(prompt_tokens);
+  for (TokenId& token : request->prompt)
+    token = static_cast<TokenId>(random() % static_cast<unsigned>(backend.info().vocab_size));
+  request->max_tokens = max_tokens;
+  request->ignore_eos = true;
+  request->sampling = sampling;
+  request->sampling.seed = id;
+  request->arrival = SystemClock::Get().Now();
+  return request;
+}
+
+void Submit(Executor& executor, std::shared_ptr<Request> request, User& user) {
+  auto sent = executor.Submit(std::move(request), &user);
+  if (sent.ok()) return;
+  fmt::print(stderr, "{}\n", sent.error().message());
+  std::exit(1);
+}
+
+// The executor's own figures of a run, as fields of a JSON object.
+std::string ExecutorFields(const ExecutorStats& s) {
+  auto a_step = [&](Nanos sum) {
+    return static_cast<double>(sum.count()) * 1e-3 / static_cast<double>(std::max<uint64_t>(s.steps, 1));
+  };
+  fmt::print(
+      "    {} steps: {} kernel by kernel, {} over budget; a step {:.1f} us of the executor, {:.1f} us of launch\n",
+      s.steps, s.steps_kernel_by_kernel, s.steps_over_budget, a_step(s.host_time), a_step(s.launch_time));
+  fmt::print("    steps by padding (0, 2, 4, 8, 16 %, more): {}; {} tokens of padding beside {}\n",
+             fmt::join(s.steps_by_padding, " "), s.tokens_padded, s.context_tokens + s.generation_tokens);
+  return fmt::format(
+      "\"steps\": {}, \"steps_kernel_by_kernel\": {}, \"steps_over_budget\": {}, \"executor_us_a_step\": {:.2f}, "
+      "\"launch_us_a_step\": {:.2f}, \"tokens_padded\": {}, \"tokens\": {}, \"steps_by_padding\": [{}]",
+      s.steps, s.steps_kernel_by_kernel, s.steps_over_budget, a_step(s.host_time), a_step(s.launch_time),
+      s.tokens_padded, s.context_tokens + s.generation_tokens, fmt::join(s.steps_by_padding, ", "));
+}
+
+// Prompts of `long_tokens` that arrive one after the other among streams in the middle of their answers.
+std::string RunLong(Backend& backend, const Options& options) {
   const Clock& clock = SystemClock::Get();
-  ExecutorConfig config;
-  auto executor = Must(Executor::Create(backend, config, clock));
+  auto executor = Must(Executor::Create(backend, options.executor, clock));
+  executor->Start();
+  std::deque<User> streams(static_cast<size_t>(options.streams));
+  std::mt19937 random(7);
+  uint64_t id = 1;
+  for (User& user : streams) {
+    (void)user.Take(clock.Now());
+    Submit(*executor, RandomRequest(backend, options.sampling, id++, 30 + random() % 121, 1400, random), user);
+  }
+  std::this_thread::sleep_for(std::chrono::seconds(2));
+  std::vector<double> firsts, during;
+  std::deque<User> prompts(kLongPrompts);
+  for (User& user : prompts) {
+    Nanos begin = clock.Now();
+    (void)user.Take(begin);
+    auto request = RandomRequest(backend, options.sampling, id++, static_cast<size_t>(options.long_tokens), 8, random);
+    request->arrival = begin;
+    Submit(*executor, std::move(request), user);
+    while (user.first_ms() == 0 && !user.failed()) std::this_thread::sleep_for(std::chrono::microseconds(200));
+    Nanos end = clock.Now();
+    firsts.push_back(user.first_ms());
+    std::vector<double> unused;
+    for (User& stream : streams) stream.Collect(unused, during, begin, end);
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+  }
+  std::vector<double> first, gaps;
+  for (User& user : streams) user.Collect(first, gaps);
+  ExecutorStats stats = executor->stats();
+  executor->Shutdown();
+  fmt::print(
+      "prompts of {} among {} streams: first token p50 {:.1f} max {:.1f} ms; between tokens p50 {:.2f} ms of all, "
+      "while "
+      "a context runs p50 {:.2f} p99 {:.2f} max {:.2f} ms\n",
+      options.long_tokens, options.streams, Median(firsts), Quantile(firsts, 1), Median(gaps), Median(during),
+      Quantile(during, 0.99), Quantile(during, 1));
+  return fmt::format(
+      "{{\"kind\": \"long\", \"prompt_tokens\": {}, \"streams\": {}, \"first_token_ms\": [{:.1f}], \"gap_ms_p50\": "
+      "{:.3f}, \"gap_ms_p50_during\": {:.3f}, \"gap_ms_p99_during\": {:.3f}, \"gap_ms_max_during\": {:.3f}, {}}}",
+      options.long_tokens, options.streams, fmt::join(firsts, ", "), Median(gaps), Median(during),
+      Quantile(during, 0.99), Quantile(during, 1), ExecutorFields(stats));
+}
+
+std::string RunUsers(Backend& backend, int32_t users, const Options& options) {
+  const Clock& clock = SystemClock::Get();
+  const double seconds = options.seconds;
+  auto executor = Must(Executor::Create(backend, options.executor, clock));
   executor->Start();
   std::deque<User> crowd(static_cast<size_t>(users));
   std::mt19937 random(7);
@@ -248,20 +345,8 @@ std::string RunUsers(Backend& backend, int32_t users, double seconds) {
   while (elapsed() < kRampSeconds + seconds) {
     for (size_t i = 0; i < crowd.size(); ++i) {
       if (elapsed() < kRampSeconds * static_cast<double>(i) / users || !crowd[i].Take(clock.Now())) continue;
-      auto request = std::make_shared<Request>();
-      request->id = {id++};
-      request->prompt.resize(30 + random() % 121);
-      for (TokenId& token : request->prompt)
-        token = static_cast<TokenId>(random() % static_cast<unsigned>(backend.info().vocab_size));
-      request->max_tokens = kOutputTokens;
-      request->ignore_eos = true;
-      request->sampling.temperature = 0;
-      request->arrival = clock.Now();
-      auto sent = executor->Submit(request, &crowd[i]);
-      if (!sent.ok()) {
-        fmt::print(stderr, "{}\n", sent.error().message());
-        std::exit(1);
-      }
+      Submit(*executor, RandomRequest(backend, options.sampling, id++, 30 + random() % 121, kOutputTokens, random),
+             crowd[i]);
     }
     if (tokens_at_ramp < 0 && elapsed() >= kRampSeconds) {
       tokens_at_ramp = total();
@@ -282,17 +367,13 @@ std::string RunUsers(Backend& backend, int32_t users, double seconds) {
   }
   double rate = static_cast<double>(tokens) / measured;
   fmt::print(
-      "users {:4}: {:8.0f} tok/s, first token p50 {:6.1f} p99 {:6.1f} ms, between tokens p50 {:5.2f} p99 {:6.2f} ms, "
-      "{} "
-      "steps, last step device {:.2f} ms host {:.3f} ms\n",
-      users, rate, Median(first), Quantile(first, 0.99), Median(gaps), Quantile(gaps, 0.99), stats.steps,
-      Ms(stats.last_step_device_time), Ms(stats.last_step_host_time));
+      "users {:4}: {:8.0f} tok/s, first token p50 {:6.1f} p99 {:6.1f} ms, between tokens p50 {:5.2f} p99 {:6.2f} ms\n",
+      users, rate, Median(first), Quantile(first, 0.99), Median(gaps), Quantile(gaps, 0.99));
   return fmt::format(
       "{{\"kind\": \"users\", \"users\": {}, \"seconds\": {:.1f}, \"tokens_per_s\": {:.1f}, \"first_token_ms_p50\": "
-      "{:.2f}, \"first_token_ms_p99\": {:.2f}, \"gap_ms_p50\": {:.3f}, \"gap_ms_p99\": {:.3f}, \"steps\": {}, "
-      "\"last_step_host_ms\": {:.4f}}}",
-      users, measured, rate, Median(first), Quantile(first, 0.99), Median(gaps), Quantile(gaps, 0.99), stats.steps,
-      Ms(stats.last_step_host_time));
+      "{:.2f}, \"first_token_ms_p99\": {:.2f}, \"gap_ms_p50\": {:.3f}, \"gap_ms_p99\": {:.3f}, {}}}",
+      users, measured, rate, Median(first), Quantile(first, 0.99), Median(gaps), Quantile(gaps, 0.99),
+      ExecutorFields(stats));
 }
 
 std::vector<int32_t> Numbers(const std::string& text) {
@@ -312,7 +393,9 @@ int Main(int argc, char** argv) {
   if (argc < 2) {
     fmt::print(stderr,
                "usage: cuda_serving_bench OUT.json [--shape NAME] [--steps 1,8] [--context 1024] [--users 10] "
-               "[--seconds 30] [--dtype fp8] [--kv_cache_dtype fp8] [--no_graphs]\n");
+               "[--seconds 30] [--long 8192] [--streams 64] [--max_seq_len 2048] [--itl_budget_ms auto|off|N] "
+               "[--admission paced|greedy] [--dtype fp8] [--kv_cache_dtype fp8] [--temperature T] [--top_k K] "
+               "[--top_p P] [--no_graphs]\n");
     return 2;
   }
   options.out = argv[1];
@@ -330,11 +413,21 @@ int Main(int argc, char** argv) {
     if (name == "--users") options.users = Numbers(value);
     if (name == "--context") options.context = std::atoi(value.c_str());
     if (name == "--seconds") options.seconds = std::atof(value.c_str());
+    if (name == "--long") options.long_tokens = std::atoi(value.c_str());
+    if (name == "--streams") options.streams = std::atoi(value.c_str());
+    if (name == "--max_seq_len") options.max_seq_len = std::atoi(value.c_str());
+    if (name == "--temperature") options.sampling.temperature = static_cast<float>(std::atof(value.c_str()));
+    if (name == "--top_k") options.sampling.top_k = std::atoi(value.c_str());
+    if (name == "--top_p") options.sampling.top_p = static_cast<float>(std::atof(value.c_str()));
+    if (name == "--itl_budget_ms" && value != "auto")
+      options.executor.itl_budget = Nanos(static_cast<int64_t>(std::atof(value.c_str()) * 1e6));  // off: 0
+    if (name == "--admission" && value == "greedy")
+      options.executor.context_admission_policy = ContextAdmissionPolicy::kGreedy;
   }
   CudaBackendConfig config;
   config.max_batch_size = kMaxBatch;
   config.max_num_tokens = kMaxTokens;
-  config.max_seq_len = kMaxSeqLen;
+  config.max_seq_len = options.max_seq_len;
   config.graphs = options.graphs;
   config.fp8 = options.dtype == "fp8";
   config.fp8_kv_cache = options.kv_cache_dtype == "fp8";
@@ -356,7 +449,11 @@ int Main(int argc, char** argv) {
                     "{:.4f}, \"launch_us\": {:.1f}, \"context_ms\": {:.2f}}}",
                     batch, options.context, t.wall_ms, t.device_ms, t.launch_us, t.context_ms));
   }
-  for (int32_t users : options.users) rows.push_back(RunUsers(*parts.backend, users, options.seconds));
+  for (const StepCost& cost : parts.backend->info().step_costs)
+    rows.push_back(fmt::format("{{\"kind\": \"cost\", \"tokens\": {}, \"ms\": {:.4f}, \"pair_ns\": {:.4f}}}",
+                               cost.tokens, Ms(cost.time), parts.backend->info().context_pair_nanos));
+  for (int32_t users : options.users) rows.push_back(RunUsers(*parts.backend, users, options));
+  if (options.long_tokens > 0) rows.push_back(RunLong(*parts.backend, options));
   std::ofstream file(options.out);
   file << fmt::format(
       "{{\"machine\": \"{}\", \"command\": \"{}\", \"shape\": \"{}\", \"dtype\": \"{}\", \"kv_cache_dtype\": \"{}\",\n "

@@ -184,13 +184,62 @@ class SkinnyLinear {
   std::unique_ptr<State> state_;
 };
 
-// --- Choosing tokens (elementwise.cu) ---
+// --- Greedy choice (elementwise.cu) ---
 
 // For each sampled row: the token with the highest logit, the lowest id among equals, into result[row] and
 // last_tokens[slots[row]] (a negative slot: result only); -1 in `result` when the row has a NaN or infinity.
 // best: [rows] scratch, zero between launches.
 void ArgMax(Queue& queue, int32_t* result, int32_t* last_tokens, const float* logits, const int32_t* slots,
             int32_t rows, int32_t vocab_size, unsigned long long* best);
+
+// --- Sampling (sampling.cu): what sample/sampler.h chooses, to the bit ---
+
+inline constexpr int32_t kRuleWords = 4096;  // of a slot's lists
+inline constexpr int32_t kTailTokens = 64;   // that bad words may look back on
+
+// What a slot's sequence asks for, and its state. Written when a slot is bound, then by the device.
+struct SlotSampling {
+  uint64_t seed = 0;
+  uint32_t sequence_index = 0;
+  float inverse_temperature = 0;  // 0: greedy
+  int32_t top_k = 0;
+  float top_p = 1, min_p = 0;
+  float repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
+  int32_t penalized = 0;   // counts are kept
+  int32_t logprobs = -1;   // alternatives; -1: no log-probabilities
+  int32_t min_tokens = 0;  // until then stop tokens are masked
+  // Its lists, in the order of its rule words: pairs of a token and the bits of its bias, each token once; stop tokens;
+  // for each bad word the offset of its length, which its tokens follow.
+  int32_t bias_count = 0, stop_count = 0, word_count = 0;
+  int32_t generated = 0;   // tokens so far: the position of the draw
+  int32_t tail_count = 0;  // tokens of prompt and output; the last are in the slot's tail
+};
+// request/request.h's PositionLogProbs.
+struct TokenLogProbs {
+  static constexpr int kAlternativesMax = 20;
+  float chosen;
+  int32_t count;
+  struct {
+    int32_t token;
+    float logprob;
+  } best[kAlternativesMax];
+};
+struct SamplingArguments {
+  float* logits = nullptr;         // [outputs][vocab_size]; written and restored
+  const int32_t* rows = nullptr;   // the outputs to sample
+  const int32_t* slots = nullptr;  // [outputs]
+  int32_t vocab_size = 0;
+  SlotSampling* parameters = nullptr;  // [slots]
+  const int32_t* rules = nullptr;      // [slots][kRuleWords]
+  int32_t* tails = nullptr;            // [slots][kTailTokens], a ring
+  uint16_t* counts = nullptr;          // [slots][counts_pitch], see CountTokens
+  size_t counts_pitch = 0;
+  int32_t *results = nullptr, *last_tokens = nullptr;  // as ArgMax's
+  TokenLogProbs* logprobs = nullptr;                   // [outputs]
+};
+void Sample(Queue& queue, const SamplingArguments& a, int32_t rows);
+// Adds to a cleared row of counts: the tokens of a prompt, then generated ones.
+void CountTokens(Queue& queue, uint16_t* counts, const int32_t* tokens, int32_t prompt_tokens, int32_t all_tokens);
 
 // --- Weights at start (elementwise.cu) ---
 

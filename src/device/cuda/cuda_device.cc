@@ -163,6 +163,8 @@ Result<CudaGraph> CudaStream::Capture(const std::function<Result<void>()>& body)
   status = cudaGraphInstantiate(&out.graph_, graph, 0);
   (void)cudaGraphDestroy(graph);
   RETURN_IF_ERROR(CudaStatus(status, "cudaGraphInstantiate"));
+  // Else its first launch would pay.
+  RETURN_IF_ERROR(CudaStatus(cudaGraphUpload(out.graph_, stream_), "cudaGraphUpload"));
   return out;
 }
 

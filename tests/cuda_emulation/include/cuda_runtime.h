@@ -63,6 +63,41 @@ inline int min(int a, int b) {
 inline int max(int a, int b) {
   return std::max(a, b);
 }
+template <class T>
+T min(T a, T b) {
+  return std::min(a, b);
+}
+// Compiled for a processor without contraction: plain operators round as these do.
+inline float __fadd_rn(float a, float b) {
+  return a + b;
+}
+inline float __fsub_rn(float a, float b) {
+  return a - b;
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline double __ull2double_rn(unsigned long long x) {
+  return static_cast<double>(x);
+}
+inline unsigned long long __double2ull_rz(double x) {
+  return static_cast<unsigned long long>(x);
+}
+inline long long __float2ll_rz(float x) {
+  return static_cast<long long>(x);
+}
+inline float __int_as_float(int x) {
+  return std::bit_cast<float>(x);
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(uint64_t{a} * b >> 32);
+}
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);
 }
@@ -104,11 +139,24 @@ T atomicAdd(T* p, U value) {
   return std::exchange(*p, static_cast<T>(*p + value));
 }
 template <class T>
+T atomicOr(T* p, T value) {
+  return std::exchange(*p, *p | value);
+}
+template <class T>
 T atomicMax(T* p, T value) {
   return std::exchange(*p, std::max(*p, value));
 }
 inline void __syncthreads() {
   ekiben::emulation::MeetCta();
+}
+inline int __syncthreads_or(int value) {
+  static int any;
+  __syncthreads();
+  any = 0;
+  __syncthreads();
+  any = any != 0 || value != 0;
+  __syncthreads();
+  return any;
 }
 inline void __syncwarp() {
   ekiben::emulation::MeetWarp(nullptr, nullptr);
@@ -136,6 +184,11 @@ T ShuffleFrom(T value, int source) {
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return ekiben::emulation::ShuffleFrom(value, static_cast<int>(threadIdx.x % 32) ^ mask);
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned by) {
+  unsigned lane = threadIdx.x % 32;
+  return ekiben::emulation::ShuffleFrom(value, static_cast<int>(lane >= by ? lane - by : lane));
 }
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
@@ -226,6 +279,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphUpload(cudaGraphExec_t graph, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
