@@ -123,17 +123,16 @@ void ExpectSameRows(const QuantizedRows& a, const QuantizedRows& b) {
       auto tokens = static_cast<size_t>(x.tokens);
       EXPECT_EQ(std::memcmp(x.codes + s * x.capacity * 64, y.codes + s * y.capacity * 64, tokens * 64), 0);
       EXPECT_EQ(std::memcmp(x.records + s * x.capacity, y.records + s * y.capacity, tokens * sizeof(QuantRecord)), 0);
-      auto spikes = [&](const QuantTile& tile) {
-        std::vector<std::array<float, 3>> all;
-        for (int32_t k = 0; k < tile.spike_counts[s]; ++k) {
-          const QuantSpike& spike = tile.spikes[s * tile.capacity * kSpikesMax + k];
-          all.push_back({static_cast<float>(spike.token), static_cast<float>(spike.column), spike.value});
-        }
-        std::sort(all.begin(), all.end());
-        return all;
-      };
-      EXPECT_EQ(spikes(x), spikes(y));
     }
+    auto spikes = [](const QuantTile& tile) {
+      std::vector<std::pair<uint32_t, float>> all;
+      for (const QuantSpike& spike : std::span(tile.spikes, static_cast<size_t>(*tile.spike_count))) {
+        all.emplace_back(spike.place, spike.value);
+      }
+      std::sort(all.begin(), all.end());
+      return all;
+    };
+    EXPECT_EQ(spikes(x), spikes(y));
   }
 }
 
