@@ -200,15 +200,19 @@ class Item {
     Tile<E> tile;
     tile.first = lo / kGroup;
     tile.last = (hi + kGroup - 1) / kGroup;
+    int32_t position = begin + tile.first * kGroup, in_block = position % item.tokens_per_block;
+    const BlockId* block = item.blocks + position / item.tokens_per_block;
     for (int32_t g = 0; g < kTile / kGroup; ++g) {
-      int32_t visible = std::clamp(g, tile.first, tile.last - 1);
-      int32_t position = begin + visible * kGroup, in_block = position % item.tokens_per_block;
-      size_t block = static_cast<size_t>(item.blocks[position / item.tokens_per_block].value);
-      const std::byte* group =
-          item.keys + block * item.block_bytes + static_cast<size_t>(in_block / kGroup) * item.group_bytes;
+      const std::byte* group = item.keys + static_cast<size_t>(block->value) * item.block_bytes +
+                               static_cast<size_t>(in_block / kGroup) * item.group_bytes;
       tile.keys[g] = reinterpret_cast<const Type*>(group);
       tile.values[g] = reinterpret_cast<const Type*>(group + item.values_offset);
       tile.steps[g] = (std::min(hi - g * kGroup, kGroup) + E::kStep - 1) / E::kStep;
+      if (g < tile.first || g + 1 >= tile.last) continue;
+      in_block += kGroup;
+      if (in_block < item.tokens_per_block) continue;
+      in_block = 0;
+      ++block;
     }
     return tile;
   }
@@ -249,21 +253,37 @@ class Item {
   [[gnu::always_inline]] void Softmax(int32_t r, int32_t begin, const Tile<E>& tile, float* scores, Type* p,
                                       float* decay) {
     alignas(64) float before[kLanes] = {}, after[kLanes] = {};
+    // Most tiles of a prompt are seen whole by all rows: no mask, no loop over groups.
+    int32_t first = item_.position + r / item_.heads, last = item_.position + (r + R - 1) / item_.heads;
+    bool whole = begin + kTile <= first + 1 && FirstVisible(item_, last) <= begin;
     for (int i = 0; i < R; ++i) {
+      float* s = scores + i * kTile;
       before[i] = peak_[r + i];
-      after[i] = std::max(before[i], MaskedPeak(r + i, begin, tile, scores + i * kTile));
+      after[i] = std::max(before[i], whole ? PeakOfTile(s) : MaskedPeak(r + i, begin, tile, s));
       peak_[r + i] = after[i];
     }
     Store(decay, Exp2OfNonPositive(Subtract(Load(before), Load(after))));  // all rows at once
     for (int i = 0; i < R; ++i) {
       Lanes sum = Zero(), shift = Broadcast(after[i]);
-      for (int32_t g = tile.first; g < tile.last; ++g) {
+      auto add = [&](int32_t g) {
         Lanes e = Exp2OfNonPositive(Subtract(Load(scores + i * kTile + g * kGroup), shift));
         sum = Add(sum, e);
         E::StoreRounded(p + i * kTile + g * kGroup, e);
+      };
+      if (whole) {
+#pragma GCC unroll 4
+        for (int32_t g = 0; g < kTile / kGroup; ++g) add(g);
+      } else {
+        for (int32_t g = tile.first; g < tile.last; ++g) add(g);
       }
       Store(sum_[r + i], Fma(Load(sum_[r + i]), Broadcast(decay[i]), sum));
     }
+  }
+
+  static float PeakOfTile(const float* scores) {
+    Lanes peaks =
+        Max(Max(Load(scores), Load(scores + kGroup)), Max(Load(scores + 2 * kGroup), Load(scores + 3 * kGroup)));
+    return MaxOf(peaks);
   }
 
   // The largest visible score of row r; those not visible become -inf.
