@@ -92,8 +92,8 @@ TEST(RunLimitsTest, OverOrOtherThanBuiltIsRefusedWithTheCommand) {
     auto result = CapBuilt(Built(), c.options, c.limits);
     ASSERT_FALSE(result.ok()) << c.field;
     EXPECT_EQ(result.error().field(), c.field);
-    for (std::string part : {std::string(c.said), std::string(c.built), std::string("some/engine"),
-                             fmt::format("ekiben build CHECKPOINT -o some/engine --{} {}", c.field, c.said)})
+    for (const std::string& part : {std::string(c.said), std::string(c.built), std::string("some/engine"),
+                                    fmt::format("ekiben build CHECKPOINT -o some/engine --{} {}", c.field, c.said)})
       EXPECT_NE(result.error().message().find(part), std::string::npos) << result.error().message();
   }
   EXPECT_FALSE(CapBuilt(Built(), {}, {.max_batch_size = -1}).ok());

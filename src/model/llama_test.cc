@@ -207,7 +207,8 @@ TEST(Forward, ReturnsOnlyTheRowsAskedForAndTheirHiddenStates) {
   };
   auto all = run({0, 1, 2, 3, 4, 5, 6, 7}, true, true);
   auto some = run({2, 7}, true, true);
-  EXPECT_EQ(std::memcmp(&some.first[0], &all.first[static_cast<size_t>(2 * vocab)], static_cast<size_t>(vocab) * 4), 0);
+  EXPECT_EQ(std::memcmp(some.first.data(), &all.first[static_cast<size_t>(2 * vocab)], static_cast<size_t>(vocab) * 4),
+            0);
   EXPECT_EQ(std::memcmp(&some.first[static_cast<size_t>(vocab)], &all.first[static_cast<size_t>(7 * vocab)],
                         static_cast<size_t>(vocab) * 4),
             0);
