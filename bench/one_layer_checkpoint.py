@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Llama checkpoint of one layer and random weights around a real tokenizer: for `ekiben bench --backend fake`, which
+"""A Llama checkpoint of one layer and random weights around a real tokenizer: for `ekiben bench --device fake`, which
 computes nothing but needs a tokenizer and a vocabulary (bench/results/cpu16_postprocessing.json).
 
 usage: bench/one_layer_checkpoint.py FOLDER      FOLDER holds tokenizer.json (and tokenizer_config.json, if there is one)

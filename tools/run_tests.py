@@ -26,12 +26,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 COUNT_LINE = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
 # By sanitizer: how much longer things may take, and what its run time is told. Leaks count, of the server too.
 SANITIZERS = {
-    "asan": (10, {"ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
+    "asan": (10, {"ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1:"
+                                 "quarantine_size_mb=16",  # freed memory that it holds back is no growth of the server's
                  "UBSAN_OPTIONS": "print_stacktrace=1"}),
     "tsan": (20, {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:detect_deadlocks=1"}),
 }
 TSAN_PROGRAMS = ("api_test", "backend_test", "device_test", "executor_test", "http_test", "load_test", "model_test",
-                 "ops_test", "serve_test", "simulation_test")
+                 "ops_test", "serve_test", "simulation_test", "stack_test")
 SANITIZER_REPORT = re.compile(r"(ERROR|WARNING): (Address|Leak|Thread)Sanitizer|runtime error: ")
 PYTEST_COUNTS = re.compile(r"(\d+) (passed|failed|error|errors|skipped)\b")
 
@@ -242,6 +243,7 @@ def main():
     totals = Totals(args.sanitizer)
     if args.sanitizer:
         os.environ.update(SANITIZERS[args.sanitizer][1], EKIBEN_TIME_SCALE=str(totals.time_scale))
+        os.environ.setdefault("EKIBEN_DISCONNECTS", "200")
     begin = time.monotonic()
     for program in sorted(build.rglob("*_test")):
         if not program.is_file() or not os.access(program, os.X_OK) or args.only not in program.name:

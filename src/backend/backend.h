@@ -10,6 +10,7 @@
 // the server stops being ready. A row whose logits are not finite is a row's failure (RowResult::finite), not the
 // step's. Thread: one (the executor's).
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -36,6 +37,12 @@ struct BackendInfo {
   // Measured at start, ascending; empty: not known. And what attention of one context token to one key adds.
   std::vector<StepCost> step_costs;
   double context_pair_nanos = 0;
+};
+
+// One line of the memory table that is printed at start.
+struct MemoryLine {
+  std::string name;
+  size_t bytes = 0;
 };
 
 // What a slot needs to know of its sequence for as long as it holds it.

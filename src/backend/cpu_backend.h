@@ -28,12 +28,6 @@ struct CpuBackendConfig {
   const LinearTuning* tuning = nullptr;  // outlives the backend; null: the built-in choice
 };
 
-// One line of the memory table that is printed at start.
-struct MemoryLine {
-  std::string name;
-  size_t bytes = 0;
-};
-
 class CpuBackend final : public Backend {
  public:
   // `model` and `clock` outlive the backend.

@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cpu_backend.h"  // MemoryLine
 #include "model/model.h"
 
 namespace ekiben {
@@ -38,6 +37,10 @@ struct CudaBackendParts {
   std::unique_ptr<Backend> backend;
   std::vector<MemoryLine> memory;
 };
+
+// Whether this build and machine have what the backend needs; the error is OpenCudaBackend's. Cheap: for asking before
+// an engine is built.
+Result<void> CheckCudaDevice();
 
 // `tensors` of an engine in the packing bf16; null: random weights in this configuration's shape.
 Result<CudaBackendParts> OpenCudaBackend(const ModelConfig& model, const EngineTensors* tensors,

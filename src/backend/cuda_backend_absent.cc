@@ -3,10 +3,13 @@
 
 namespace ekiben {
 
-Result<CudaBackendParts> OpenCudaBackend(const ModelConfig&, const EngineTensors*, const CudaBackendConfig&) {
+Result<void> CheckCudaDevice() {
   return Error(Code::kUnsupported,
-               "backend: this ekiben was built without CUDA; build it where nvcc 13 is, or use --backend cpu",
-               "backend");
+               "device: this ekiben was built without CUDA; build it where nvcc 13 is, or use --device cpu", "device");
+}
+
+Result<CudaBackendParts> OpenCudaBackend(const ModelConfig&, const EngineTensors*, const CudaBackendConfig&) {
+  return CheckCudaDevice().error();
 }
 
 }  // namespace ekiben

@@ -162,7 +162,11 @@ TEST(CudaBackendOpen, AnswersWithAReasonOrWithABackend) {
     EXPECT_EQ(parts->backend->info().tickets_max, 2);
     EXPECT_GT(parts->backend->info().blocks, 0);
   } else {
-    EXPECT_EQ(parts.error().field(), "backend") << parts.error().message();
+    auto check = CheckCudaDevice();
+    ASSERT_FALSE(check.ok());
+    EXPECT_EQ(check.error().field(), "device");
+    EXPECT_NE(check.error().message().find("use --device cpu"), std::string::npos) << check.error().message();
+    EXPECT_EQ(check.error().message().find('\n'), std::string::npos);
     EXPECT_FALSE(parts.error().message().empty());
   }
 }

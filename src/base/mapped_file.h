@@ -12,6 +12,7 @@ namespace ekiben {
 
 class MappedFile {
  public:
+  MappedFile() = default;  // no file, no bytes
   static Result<MappedFile> Open(const std::filesystem::path& path);
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;

@@ -39,7 +39,7 @@ Result<void> Run(const BenchOptions& options, const std::string& command_line) {
   config.stop = &interrupted;
   std::signal(SIGINT, [](int) { interrupted = true; });
   std::unique_ptr<Stack> stack;
-  if (!options.in_process.empty()) {
+  if (!options.in_process.empty() || !options.source.synth.empty()) {
     EngineSource source = options.source;
     source.text = options.in_process;
     ASSIGN_OR_RETURN(stack, Stack::Open(source, options.stack));
@@ -91,6 +91,7 @@ void AddBenchCommand(CLI::App& app, Outcome& outcome) {
   command->add_option("--output", options->output, "Also write the JSON report to this file");
   command->add_option("--commit", b.commit, "Repeated in the report");
   command->add_flag("--json", options->json, "The report as JSON on standard output");
+  AddSynthOption(*command, options->source);
   AddEngineOptions(*command, options->source);
   AddRuntimeOptions(*command, options->stack);
   command->callback([options, command, &outcome] {

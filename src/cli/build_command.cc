@@ -7,7 +7,7 @@
 #include "cli/engine_source.h"
 #include "cli/options.h"
 #include "cli/terminal.h"
-#include "compile/engine.h"
+#include "compile/run_limits.h"
 
 namespace ekiben::cli {
 namespace {
@@ -15,6 +15,7 @@ namespace {
 struct BuildOptions {
   std::string checkpoint, output;
   BuildConfig build;
+  RunLimits limits;
   bool json = false;
 };
 
@@ -24,9 +25,9 @@ Result<void> Run(const BuildOptions& options) {
   ASSIGN_OR_RETURN(std::filesystem::path path, ResolveCheckpoint(options.checkpoint));
   ASSIGN_OR_RETURN(Checkpoint checkpoint, OpenCheckpoint(path));
   ProgressLine line("build", "steps", clock);
-  RETURN_IF_ERROR(BuildEngine(checkpoint, options.build, options.output, [&](const BuildProgress& progress) {
-    line.Update(progress.done, progress.total, progress.stage);
-  }));
+  RETURN_IF_ERROR(
+      BuildEngine(checkpoint, WithLimits(options.build, options.limits), options.output,
+                  [&](const BuildProgress& progress) { line.Update(progress.done, progress.total, progress.stage); }));
   ASSIGN_OR_RETURN(Engine engine, OpenEngine(options.output, Verify::kAll));
   std::map<std::string, int64_t> parameters;
   for (const auto& [name, tensor] : engine.tensors) {
@@ -62,7 +63,7 @@ void AddBuildCommand(CLI::App& app, Outcome& outcome) {
   command->add_option("CHECKPOINT", options->checkpoint, "GGUF file, Hugging Face folder or store tag")->required();
   command->add_option("-o,--output", options->output, "The engine's folder; an engine there is replaced")->required();
   command->add_flag("--json", options->json, "One JSON object on standard output");
-  AddBuildOptions(*command, options->build);
+  AddBuildOptions(*command, options->build, options->limits);
   command->callback([options, &outcome] { outcome.result = Run(*options); });
 }
 

@@ -73,6 +73,7 @@ int RunCommandLine(int argc, char** argv) {
   AddChatCommand(app, outcome);
   AddGenerateCommand(app, outcome);
   AddBenchCommand(app, outcome);
+  AddSynthCommand(app, outcome);
   AddModelsCommand(app, outcome);
   AddInspectCommand(app, outcome);
   AddCheckCommand(app, outcome);

@@ -19,6 +19,7 @@ void AddServeCommand(CLI::App& app, Outcome& outcome);
 void AddChatCommand(CLI::App& app, Outcome& outcome);
 void AddGenerateCommand(CLI::App& app, Outcome& outcome);
 void AddBenchCommand(CLI::App& app, Outcome& outcome);
+void AddSynthCommand(CLI::App& app, Outcome& outcome);
 void AddModelsCommand(CLI::App& app, Outcome& outcome);
 void AddInspectCommand(CLI::App& app, Outcome& outcome);
 void AddCheckCommand(CLI::App& app, Outcome& outcome);

@@ -11,6 +11,8 @@
 #include "cli/terminal.h"
 #include "compile/engine_fingerprint.h"
 #include "package/model_store.h"
+#include "text/synthetic_tokenizer.h"
+#include "weights/published_shapes.h"
 
 namespace ekiben::cli {
 namespace {
@@ -67,9 +69,18 @@ Result<fs::path> ResolveCheckpoint(const std::string& text) {
 
 namespace {
 
+// What `source` asks of a build. The fake device runs what was built for either.
+BuildConfig Wanted(const EngineSource& source) {
+  BuildConfig out = source.build;
+  out.device = source.device == "cuda" ? "cuda" : "cpu";
+  return out;
+}
+
 Result<OpenedEngine> OpenBuilt(const fs::path& path, std::string model_name, const EngineSource& source) {
   ASSIGN_OR_RETURN(Engine engine, OpenEngine(path, Verify::kAll));
-  ASSIGN_OR_RETURN(engine.build, CapBuilt(engine, source.build, source.limits));
+  BuildConfig wanted = Wanted(source);
+  if (source.device == "fake") wanted.device = engine.build.device;
+  ASSIGN_OR_RETURN(engine.build, CapBuilt(engine, wanted, source.limits));
   return OpenedEngine{std::move(engine), std::move(model_name)};
 }
 
@@ -85,15 +96,39 @@ Result<void> BuildIntoCache(const Checkpoint& checkpoint, const BuildConfig& bui
   return {};
 }
 
+Result<OpenedEngine> OpenSynthetic(const EngineSource& source) {
+  if (!source.text.empty())
+    return Error(Code::kInvalid,
+                 fmt::format("synth: {} and {} were both named; leave one out", source.synth, source.text), "synth");
+  Engine engine;
+  ASSIGN_OR_RETURN(engine.model, PublishedShape(source.synth));
+  if (source.device == "cpu")
+    return Error(Code::kInvalid,
+                 fmt::format("synth: weights are made on a GPU; add --device cuda, or write a checkpoint with `ekiben "
+                             "synth {} -o FOLDER` and name that",
+                             source.synth),
+                 "synth");
+  ASSIGN_OR_RETURN(engine.build, ResolveBuildConfig(WithLimits(Wanted(source), source.limits), engine.model));
+  ASSIGN_OR_RETURN(engine.tokenizer, text::SyntheticTokenizer(engine.model.vocab_size));
+  engine.path = "synth:" + source.synth;
+  return OpenedEngine{std::move(engine), source.synth};
+}
+
 }  // namespace
 
 Result<OpenedEngine> OpenEngineSource(const EngineSource& source) {
+  if (!source.synth.empty()) return OpenSynthetic(source);
+  if (source.text.empty())
+    return Error(Code::kInvalid,
+                 "MODEL is required: an engine folder, a checkpoint, a tag of the model store, or --synth SHAPE",
+                 "MODEL");
   if (IsEngine(source.text)) return OpenBuilt(source.text, ModelName(source.text), source);
   ASSIGN_OR_RETURN(fs::path path, ResolveCheckpoint(source.text));
   if (IsEngine(path)) return OpenBuilt(path, ModelName(source.text), source);
   std::string name = fs::exists(source.text) ? ModelName(path) : source.text;
   ASSIGN_OR_RETURN(Checkpoint checkpoint, OpenCheckpoint(path));
-  ASSIGN_OR_RETURN(BuildConfig wanted, ResolveBuildConfig(WithLimits(source.build, source.limits), checkpoint.config));
+  ASSIGN_OR_RETURN(BuildConfig wanted,
+                   ResolveBuildConfig(WithLimits(Wanted(source), source.limits), checkpoint.config));
   const BuildConfig build = CacheBuild(wanted);
   fs::path cache = CacheFolder() / "engines";
   std::error_code code;

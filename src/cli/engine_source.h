@@ -13,7 +13,10 @@ namespace ekiben::cli {
 
 struct EngineSource {
   std::string text;   // as the user wrote it
-  BuildConfig build;  // when a build is needed; its limits are not read
+  std::string synth;  // instead: a published shape (weights/published_shapes.h), an engine without tensors
+  uint64_t synth_seed = 1;
+  std::string device = "cpu";  // cpu | cuda | fake, which takes an engine of either
+  BuildConfig build;           // when a build is needed; its device and limits are not read
   RunLimits limits;
 };
 

@@ -1,8 +1,11 @@
 #include "cli/options.h"
 
+#include <fmt/ranges.h>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <map>
+
+#include "weights/published_shapes.h"
 
 namespace ekiben::cli {
 
@@ -26,14 +29,17 @@ void Grouped(CLI::Option* option) {
 void AddPackingOptions(CLI::App& app, BuildConfig& b) {
   Grouped(app.add_option(
       "--dtype", b.dtype,
-      "Linear layers: auto keeps a quantised checkpoint's bits (int4, int8) and floats as bf16; or f32, bf16, int8, "
-      "int4"));
+      "Linear layers: auto keeps a quantised checkpoint's bits (int4, int8) and floats as bf16, and is bf16 on CUDA; "
+      "or f32, bf16, int8, int4"));
   Grouped(app.add_option("--max_beam_width", b.max_beam_width, "1: beam search is not offered"));
   Grouped(app.add_option("--opt_num_tokens", b.opt_num_tokens,
                          "Token count to choose kernels for when multiple_profiles is disabled; 0: max_batch_size"));
-  Grouped(app.add_option("--tokens_per_block", b.tokens_per_block, "Tokens of one KV block, a power of two"));
+  Grouped(app.add_option("--tokens_per_block", b.tokens_per_block,
+                         fmt::format("Tokens of one KV block, a power of two; 0: {} on the CPU, {} on CUDA",
+                                     DefaultsOf("cpu").tokens_per_block, DefaultsOf("cuda").tokens_per_block)));
   Grouped(app.add_option("--gemm_plugin", b.gemm_plugin,
-                         "disable: our own kernels; auto comes to the same on a CPU, which has no library to plug in"));
+                         "auto: on CUDA own kernels for few tokens, cuBLASLt for many; on the CPU own kernels, which "
+                         "disable says too"));
   Grouped(app.add_option("--kv_cache_type", b.kv_cache_type, "paged"));
   AddSwitch(app, "--multiple_profiles", b.multiple_profiles,
             "Time the kernels for every bucket of token counts and keep the best of each");
@@ -42,30 +48,41 @@ void AddPackingOptions(CLI::App& app, BuildConfig& b) {
   app.get_option("--use_paged_context_fmha")->group(kBuildGroup);
 }
 
+// `whose`: what 0 takes before the device's default, "" or "the engine's, else ".
+void AddLimitOptions(CLI::App& app, RunLimits& l, const char* group, const std::string& whose) {
+  const DeviceDefaults cpu = DefaultsOf("cpu"), cuda = DefaultsOf("cuda");
+  auto add = [&](const char* name, int32_t& value, const std::string& help) {
+    app.add_option(name, value, help)->group(group)->capture_default_str();
+  };
+  add("--max_batch_size", l.max_batch_size,
+      fmt::format("Sequences of one step; 0: {}{} on the CPU, {} on CUDA", whose, cpu.max_batch_size,
+                  cuda.max_batch_size));
+  add("--max_num_tokens", l.max_num_tokens,
+      fmt::format("Tokens of one step, context and generation; 0: {}{} on the CPU, {} on CUDA", whose,
+                  cpu.max_num_tokens, cuda.max_num_tokens));
+  add("--max_seq_len", l.max_seq_len,
+      fmt::format("Tokens of one sequence, prompt and output; 0: {}the model's", whose));
+  add("--max_input_len", l.max_input_len, fmt::format("Tokens of a prompt; 0: {}max_seq_len - 1", whose));
+}
+
 }  // namespace
 
-void AddBuildOptions(CLI::App& app, BuildConfig& b) {
-  Grouped(app.add_option("--max_batch_size", b.max_batch_size, "Sequences of one step"));
-  Grouped(app.add_option("--max_num_tokens", b.max_num_tokens, "Tokens of one step, context and generation"));
-  Grouped(app.add_option("--max_seq_len", b.max_seq_len, "Tokens of one sequence, prompt and output; 0: the model's"));
-  Grouped(app.add_option("--max_input_len", b.max_input_len, "Tokens of a prompt; 0: max_seq_len - 1"));
+void AddBuildOptions(CLI::App& app, BuildConfig& b, RunLimits& limits) {
+  Grouped(app.add_option("--device", b.device, "What to build for: cpu, or cuda: one Hopper GPU")
+              ->check(CLI::IsMember({"cpu", "cuda"})));
+  AddLimitOptions(app, limits, kBuildGroup, "");
   AddPackingOptions(app, b);
 }
 
 void AddEngineOptions(CLI::App& app, EngineSource& source) {
-  constexpr const char* kGroup = "Limits (at most what the engine was built with; a checkpoint's engine takes any)";
-  const BuildConfig defaults;
-  RunLimits& l = source.limits;
-  auto add = [&](const char* name, int32_t& value, const std::string& help) {
-    app.add_option(name, value, help)->group(kGroup)->capture_default_str();
-  };
-  add("--max_batch_size", l.max_batch_size,
-      fmt::format("Sequences of one step; 0: the engine's, {} for a checkpoint", defaults.max_batch_size));
-  add("--max_num_tokens", l.max_num_tokens,
-      fmt::format("Tokens of one step, context and generation; 0: the engine's, {} for a checkpoint",
-                  defaults.max_num_tokens));
-  add("--max_seq_len", l.max_seq_len, "Tokens of one sequence, prompt and output; 0: the engine's, else the model's");
-  add("--max_input_len", l.max_input_len, "Tokens of a prompt; 0: the engine's, else max_seq_len - 1");
+  app.add_option("--device", source.device,
+                 "cpu; cuda: one Hopper GPU; or fake: hashed tokens at no cost, to measure everything around the model")
+      ->check(CLI::IsMember({"cpu", "cuda", "fake"}))
+      ->group("Run time")
+      ->capture_default_str();
+  AddLimitOptions(app, source.limits,
+                  "Limits (at most what the engine was built with; a checkpoint's engine takes any)",
+                  "the engine's, else ");
   AddPackingOptions(app, source.build);
 }
 
@@ -87,10 +104,6 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   static const std::map<std::string, ContextAdmissionPolicy> kAdmission = {{"paced", ContextAdmissionPolicy::kPaced},
                                                                            {"greedy", ContextAdmissionPolicy::kGreedy}};
   ExecutorConfig& e = o.executor;
-  add(app.add_option("--backend", o.backend,
-                     "cpu; cuda: one Hopper GPU, engines of dtype bf16; or fake: hashed tokens at no cost, to measure "
-                     "everything around the model")
-          ->check(CLI::IsMember({"cpu", "cuda", "fake"})));
   add(app.add_option("--threads", o.threads, "Compute threads; 0: one for each core")->check(CLI::Range(0, 1024)));
   AddChoice(app, "--batch_scheduler_policy", e.batch_scheduler_policy, kPolicies,
             "guaranteed_no_evict: admit what surely fits to its end; max_utilization: admit more, pause and recompute "
@@ -126,8 +139,10 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
                      "Tokens of the waiting prompts together; more are answered 429"));
   add(app.add_option("--max_queue_delay_microseconds", e.max_queue_delay_microseconds,
                      "An idle executor waits that long for company before its first step"));
-  add(app.add_option("--kv_cache_free_gpu_mem_fraction", o.kv_cache_free_mem_fraction,
-                     "Share of the free memory (here: of this machine) for keys and values"));
+  add(app.add_option(
+      "--kv_cache_free_gpu_mem_fraction", o.kv_cache_free_mem_fraction,
+      fmt::format("Share of the free memory for keys and values; absent: {} of the machine's, {} of a GPU's",
+                  DefaultsOf("cpu").kv_cache_free_mem_fraction, DefaultsOf("cuda").kv_cache_free_mem_fraction)));
   add(app.add_option("--max_tokens_in_paged_kv_cache", o.max_tokens_in_paged_kv_cache,
                      "Size of the cache in tokens; with the fraction, the smaller wins; 0: the fraction alone")
           ->check(CLI::NonNegativeNumber));
@@ -140,12 +155,20 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
                      "Threads that detokenize and match stop strings"));
 }
 
+void AddSynthOption(CLI::App& app, EngineSource& source) {
+  app.add_option("--synth", source.synth,
+                 fmt::format("Instead of a model: random weights, made on the GPU, in the shape of {}",
+                             fmt::join(PublishedShapeNames(), ", ")))
+      ->type_name("SHAPE");
+  app.add_option("--synth_seed", source.synth_seed, "Of the weights that --synth makes")->capture_default_str();
+}
+
 void AddEngineSource(CLI::App& app, EngineSource& source) {
   app.add_option(
-         "MODEL", source.text,
-         "An engine folder, a checkpoint (GGUF file or Hugging Face folder) or a tag of the model store; what is "
-         "no engine yet is built once into the cache")
-      ->required();
+      "MODEL", source.text,
+      "An engine folder, a checkpoint (GGUF file or Hugging Face folder) or a tag of the model store; what is "
+      "no engine yet is built once into the cache");
+  AddSynthOption(app, source);
   AddEngineOptions(app, source);
 }
 

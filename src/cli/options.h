@@ -35,12 +35,14 @@ CLI::Option* AddChoice(CLI::App& app, const std::string& name, Enum& value, cons
 }
 
 // Everything that an engine is built with.
-void AddBuildOptions(CLI::App& app, BuildConfig& build);
+void AddBuildOptions(CLI::App& app, BuildConfig& build, RunLimits& limits);
 // Executor, cache, threads, instances.
 void AddRuntimeOptions(CLI::App& app, StackOptions& options);
 // What a run may ask of its engine: lower limits, and how it is built where it is not an engine yet.
 void AddEngineOptions(CLI::App& app, EngineSource& source);
-// The positional MODEL and the options above.
+// --synth alone, for a command that names its model by an option.
+void AddSynthOption(CLI::App& app, EngineSource& source);
+// The positional MODEL, --synth instead of it, and the options above.
 void AddEngineSource(CLI::App& app, EngineSource& source);
 
 }  // namespace ekiben::cli

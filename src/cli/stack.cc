@@ -34,17 +34,19 @@ Result<DType> KvDType(const std::string& option, const BuildConfig& build) {
                "kv_cache_dtype");
 }
 
+double KvFraction(const StackOptions& options, const std::string& device) {
+  return options.kv_cache_free_mem_fraction.value_or(DefaultsOf(device).kv_cache_free_mem_fraction);
+}
+
 Result<int32_t> KvBlocks(const StackOptions& options, const Engine& engine, DType dtype, int32_t max_batch_size) {
-  if (!(options.kv_cache_free_mem_fraction > 0 && options.kv_cache_free_mem_fraction <= 0.95))
-    return Error(
-        Code::kInvalid,
-        fmt::format("kv_cache_free_gpu_mem_fraction: {} is outside (0, 0.95]", options.kv_cache_free_mem_fraction),
-        "kv_cache_free_gpu_mem_fraction");
+  const double fraction = KvFraction(options, "cpu");
+  if (!(fraction > 0 && fraction <= 0.95))
+    return Error(Code::kInvalid, fmt::format("kv_cache_free_gpu_mem_fraction: {} is outside (0, 0.95]", fraction),
+                 "kv_cache_free_gpu_mem_fraction");
   int64_t per_block = engine.build.tokens_per_block;
   auto bytes_per_block =
       static_cast<double>(CpuBackend::KvBytesPerBlock(engine.model, engine.build.tokens_per_block, dtype));
-  auto blocks = static_cast<int64_t>(static_cast<double>(FreeMemoryBytes()) * options.kv_cache_free_mem_fraction /
-                                     bytes_per_block);
+  auto blocks = static_cast<int64_t>(static_cast<double>(FreeMemoryBytes()) * fraction / bytes_per_block);
   // More than every slot at its full length is never used.
   blocks = std::min(blocks, int64_t{max_batch_size} * ((engine.build.max_seq_len + per_block - 1) / per_block));
   if (options.max_tokens_in_paged_kv_cache > 0)
@@ -64,9 +66,9 @@ Result<Nanos> ItlBudget(const std::string& option, bool cuda) {
   return Nanos(static_cast<int64_t>(ms * 1e6));
 }
 
-// The engine on a GPU, in the sizes that the CPU backend would have.
+// The engine on a GPU, in the sizes that the CPU backend would have; without tensors, random weights.
 Result<CudaBackendParts> OpenCuda(const ModelConfig& model, const Engine& engine, const StackOptions& options,
-                                  const ExecutorConfig& executor) {
+                                  const ExecutorConfig& executor, uint64_t synth_seed) {
   if (options.kv_cache_dtype == "f32")
     return Error(Code::kUnsupported, "kv_cache_dtype: f32 is the CPU's; the CUDA backend keeps bf16", "kv_cache_dtype");
   CudaBackendConfig config;
@@ -74,9 +76,10 @@ Result<CudaBackendParts> OpenCuda(const ModelConfig& model, const Engine& engine
   config.max_num_tokens = executor.max_num_tokens;
   config.max_seq_len = engine.build.max_seq_len;
   config.tokens_per_block = engine.build.tokens_per_block;
-  config.kv_cache_free_gpu_mem_fraction = options.kv_cache_free_mem_fraction;
+  config.kv_cache_free_gpu_mem_fraction = KvFraction(options, "cuda");
   config.max_tokens_in_paged_kv_cache = options.max_tokens_in_paged_kv_cache;
-  return OpenCudaBackend(model, &engine.tensors, config);
+  config.synth_seed = synth_seed;
+  return OpenCudaBackend(model, engine.tensors.empty() ? nullptr : &engine.tensors, config);
 }
 
 // The sizes of the real backend; ids from 256 on, so that tokens are mostly words.
@@ -94,65 +97,75 @@ FakeBackendOptions FakeOptions(const CpuBackendConfig& sizes, int32_t vocab_size
 
 }  // namespace
 
-Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& named, const StackOptions& options) {
-  const Clock& clock = SystemClock::Get();
-  const bool cuda = options.backend == "cuda";
-  EngineSource source = named;
-  if (cuda && source.build.dtype == "auto") source.build.dtype = "bf16";  // what the GPU reads
-  ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngineSource(source));
-  if (options.weights_in_huge_pages && options.backend == "cpu") HoldInHugePages(opened.engine);
-  auto stack = std::unique_ptr<Stack>(new Stack(std::move(opened.engine)));
-  const Engine& e = stack->engine_;
-  stack->model_name_ = options.served_model_name.empty() ? opened.model_name : options.served_model_name;
+Result<void> Stack::OpenText() {
+  const Engine& e = engine_;
   if (e.tokenizer.tokens.empty())
     return Error(Code::kInvalid,
                  fmt::format("{}: the engine has no tokenizer, so it takes no text; build it again from a "
                              "checkpoint with one",
                              e.path.string()));
-  ASSIGN_OR_RETURN(stack->tokenizer_, text::Tokenizer::Create(e.tokenizer));
-  if (!e.tokenizer.chat_template.empty()) {
-    auto parsed = text::ChatTemplate::Parse(e.tokenizer.chat_template);
-    if (!parsed.ok()) return std::move(parsed).error().Within("chat template");
-    stack->chat_template_ = *std::move(parsed);
+  ASSIGN_OR_RETURN(tokenizer_, text::Tokenizer::Create(e.tokenizer));
+  if (e.tokenizer.chat_template.empty()) return {};
+  auto parsed = text::ChatTemplate::Parse(e.tokenizer.chat_template);
+  if (!parsed.ok()) return std::move(parsed).error().Within("chat template");
+  chat_template_ = *std::move(parsed);
+  return {};
+}
+
+Result<void> Stack::OpenBackend(const EngineSource& source, const StackOptions& options, const ModelConfig& model,
+                                ExecutorConfig& executor) {
+  const Engine& e = engine_;
+  ASSIGN_OR_RETURN(DType kv_dtype, KvDType(options.kv_cache_dtype, e.build));
+  if (source.device == "cuda") {
+    ASSIGN_OR_RETURN(CudaBackendParts parts, OpenCuda(model, e, options, executor, source.synth_seed));
+    memory_ = std::move(parts.memory);
+    backend_ = std::move(parts.backend);
+    return {};
   }
+  CpuBackendConfig config;
+  config.threads =
+      options.threads > 0 ? options.threads : static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+  config.max_batch_size = executor.max_batch_size;
+  config.max_num_tokens = executor.max_num_tokens;
+  config.max_seq_len = e.build.max_seq_len;
+  config.tokens_per_block = e.build.tokens_per_block;
+  ASSIGN_OR_RETURN(config.kv_blocks, KvBlocks(options, e, kv_dtype, executor.max_batch_size));
+  config.kv_dtype = kv_dtype;
+  if (source.device == "fake") {
+    backend_ = std::make_unique<FakeBackend>(FakeOptions(config, e.model.vocab_size));
+    return {};
+  }
+  ASSIGN_OR_RETURN(model_, Model::Load(model, e.tensors, e.build.max_seq_len));
+  ASSIGN_OR_RETURN(tuning_, ReadProfiles(e.profiles));
+  config.tuning = &tuning_;
+  ASSIGN_OR_RETURN(auto cpu, CpuBackend::Create(*model_, config, SystemClock::Get()));
+  memory_ = cpu->memory();
+  memory_.insert(memory_.begin(), {"weights", e.weights.bytes().size()});
+  ASSIGN_OR_RETURN(executor.step_costs, WarmUp(*cpu));
+  backend_ = std::move(cpu);
+  return {};
+}
+
+Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const StackOptions& options) {
+  const Clock& clock = SystemClock::Get();
+  if (source.device == "cuda") RETURN_IF_ERROR(CheckCudaDevice());  // before an engine is built for it
+  ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngineSource(source));
+  if (options.weights_in_huge_pages && source.device == "cpu") HoldInHugePages(opened.engine);
+  auto stack = std::unique_ptr<Stack>(new Stack(std::move(opened.engine)));
+  const Engine& e = stack->engine_;
+  stack->model_name_ = options.served_model_name.empty() ? opened.model_name : options.served_model_name;
+  RETURN_IF_ERROR(stack->OpenText());
   ModelConfig model = e.model;
   int32_t window = options.executor.max_attention_window_size;
   if (window > 0 && (model.sliding_window == 0 || window < model.sliding_window)) model.sliding_window = window;
-  if (!cuda) {
-    ASSIGN_OR_RETURN(stack->model_, Model::Load(model, e.tensors, e.build.max_seq_len));
-  }
-
   ExecutorConfig executor = options.executor;
-  ASSIGN_OR_RETURN(executor.itl_budget, ItlBudget(options.itl_budget_ms, cuda));
-  executor.step_timeout = Nanos(static_cast<int64_t>(options.step_timeout_s.value_or(cuda ? 60 : 0) * 1e9));
+  ASSIGN_OR_RETURN(executor.itl_budget, ItlBudget(options.itl_budget_ms, source.device == "cuda"));
+  executor.step_timeout =
+      Nanos(static_cast<int64_t>(options.step_timeout_s.value_or(source.device == "cuda" ? 60 : 0) * 1e9));
   executor.max_attention_window_size = model.sliding_window;  // blocks behind the window are given back
   if (executor.max_batch_size == 0) executor.max_batch_size = e.build.max_batch_size;
   if (executor.max_num_tokens == 0) executor.max_num_tokens = e.build.max_num_tokens;
-  ASSIGN_OR_RETURN(DType kv_dtype, KvDType(options.kv_cache_dtype, e.build));
-  ASSIGN_OR_RETURN(int32_t kv_blocks, KvBlocks(options, e, kv_dtype, executor.max_batch_size));
-  CpuBackendConfig backend;
-  backend.threads =
-      options.threads > 0 ? options.threads : static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
-  backend.max_batch_size = executor.max_batch_size;
-  backend.max_num_tokens = executor.max_num_tokens;
-  backend.max_seq_len = e.build.max_seq_len;
-  backend.tokens_per_block = e.build.tokens_per_block;
-  backend.kv_blocks = kv_blocks;
-  backend.kv_dtype = kv_dtype;
-  ASSIGN_OR_RETURN(stack->tuning_, ReadProfiles(e.profiles));
-  backend.tuning = &stack->tuning_;
-  if (cuda) {
-    ASSIGN_OR_RETURN(CudaBackendParts parts, OpenCuda(model, e, options, executor));
-    stack->memory_ = std::move(parts.memory);
-    stack->backend_ = std::move(parts.backend);
-  } else if (options.backend == "fake") {
-    stack->backend_ = std::make_unique<FakeBackend>(FakeOptions(backend, e.model.vocab_size));
-  } else {
-    ASSIGN_OR_RETURN(auto cpu, CpuBackend::Create(*stack->model_, backend, clock));
-    stack->memory_ = cpu->memory();
-    ASSIGN_OR_RETURN(executor.step_costs, WarmUp(*cpu));
-    stack->backend_ = std::move(cpu);
-  }
+  RETURN_IF_ERROR(stack->OpenBackend(source, options, model, executor));
   ASSIGN_OR_RETURN(stack->executor_, Executor::Create(*stack->backend_, executor, clock));
   serve::ServiceConfig service;
   service.model_name = stack->model_name_;
@@ -185,9 +198,10 @@ std::vector<std::string> Stack::Describe() const {
                   "tokens",
                   info.max_batch_size, info.max_num_tokens, info.max_seq_len, info.blocks, info.tokens_per_block,
                   HumanCount(static_cast<double>(info.blocks) * info.tokens_per_block)));
-  std::string memory = fmt::format("weights {}", HumanBytes(engine_.weights.bytes().size()));
-  for (const MemoryLine& line : memory_) memory += fmt::format(", {} {}", line.name, HumanBytes(line.bytes));
-  out.push_back("memory " + memory);
+  std::string memory;
+  for (const MemoryLine& line : memory_)
+    memory += fmt::format("{}{} {}", memory.empty() ? "" : ", ", line.name, HumanBytes(line.bytes));
+  if (!memory.empty()) out.push_back("memory " + memory);
   return out;
 }
 

@@ -21,11 +21,10 @@ namespace ekiben::cli {
 
 struct StackOptions {
   ExecutorConfig executor;
-  std::string itl_budget_ms = "auto";    // auto, off or milliseconds
-  std::optional<double> step_timeout_s;  // none: a minute on cuda, no limit elsewhere
-  std::string backend = "cpu";  // "cuda": one GPU; "fake": hashed tokens at no cost, to measure everything around it
-  int32_t threads = 0;          // 0: one for each core
-  double kv_cache_free_mem_fraction = 0.3;
+  std::string itl_budget_ms = "auto";                // auto, off or milliseconds
+  std::optional<double> step_timeout_s;              // none: a minute on cuda, no limit elsewhere
+  int32_t threads = 0;                               // 0: one for each core
+  std::optional<double> kv_cache_free_mem_fraction;  // nullopt: the device's default
   int64_t max_tokens_in_paged_kv_cache = 0;
   std::string kv_cache_dtype = "auto";
   bool weights_in_huge_pages = true;
@@ -51,6 +50,9 @@ class Stack {
 
  private:
   explicit Stack(Engine engine) : engine_(std::move(engine)) {}
+  Result<void> OpenText();
+  Result<void> OpenBackend(const EngineSource& source, const StackOptions& options, const ModelConfig& model,
+                           ExecutorConfig& executor);  // executor.step_costs: what warming up measured
   Engine engine_;
   std::string model_name_;
   LinearTuning tuning_;

@@ -169,7 +169,12 @@ Result<BuildConfig> ResolveBuildConfig(BuildConfig build, const ModelConfig& mod
                              "counts; leave it out, or add --multiple_profiles disable",
                              build.opt_num_tokens),
                  "opt_num_tokens");
-  build.gemm_plugin = "disable";  // what auto comes to on a device without a GEMM library
+  if (build.device == "cuda") {
+    if (build.dtype == "auto") build.dtype = "bf16";  // what the GPU reads
+  } else {
+    build.gemm_plugin = "disable";  // what auto comes to on a device without a GEMM library
+  }
+  if (build.tokens_per_block == 0) build.tokens_per_block = DefaultsOf(build.device).tokens_per_block;
   if (build.max_seq_len == 0) build.max_seq_len = model.max_position_embeddings;
   if (build.max_input_len == 0) build.max_input_len = build.max_seq_len - 1;
   if (!build.multiple_profiles && build.opt_num_tokens == 0)
@@ -196,7 +201,10 @@ Result<void> BuildEngine(const Checkpoint& checkpoint, const BuildConfig& reques
       RETURN_IF_ERROR(text::WriteTokenizerSpec(checkpoint.tokenizer, (folder / "tokenizer.bin").string()));
     ASSIGN_OR_RETURN(MappedFile weights, MappedFile::Open(folder / "rank0.engine"));
     ASSIGN_OR_RETURN(EngineTensors tensors, ReadEngineFile(weights, header_sha256, Verify::kHeader));
-    ASSIGN_OR_RETURN(json::object profiles, ProfileLinears(tensors, build, progress));
+    json::object profiles;  // the CUDA backend chooses when it starts
+    if (build.device == "cpu") {
+      ASSIGN_OR_RETURN(profiles, ProfileLinears(tensors, build, progress));
+    }
     RETURN_IF_ERROR(WriteFileAtomic(folder / "profiles.json", json::serialize(profiles)));
     json::object config;
     config["version"] = kEngineVersion;

@@ -26,8 +26,19 @@ Result<void> OneOf(std::string_view field, const std::string& value, std::initia
 
 }  // namespace
 
+DeviceDefaults DefaultsOf(std::string_view device) {
+  if (device == "cuda") return {256, 8192, 64, 0.9};
+  return {128, 512, 32, 0.3};
+}
+
 Result<void> Validate(const BuildConfig& build, const ModelConfig& model) {
-  RETURN_IF_ERROR(OneOf("dtype", build.dtype, {"auto", "f32", "bf16", "int8", "int4"}));
+  RETURN_IF_ERROR(OneOf("device", build.device, {"cpu", "cuda"}));
+  const bool cuda = build.device == "cuda";
+  if (cuda) {
+    RETURN_IF_ERROR(OneOf("dtype", build.dtype, {"auto", "bf16"}));
+  } else {
+    RETURN_IF_ERROR(OneOf("dtype", build.dtype, {"auto", "f32", "bf16", "int8", "int4"}));
+  }
   RETURN_IF_ERROR(InRange("max_batch_size", build.max_batch_size, 1, 4096));
   if (build.max_num_tokens < build.max_batch_size)
     return Refuse("max_num_tokens", fmt::format("{} is under max_batch_size of {}: a step must be able to feed a token "
@@ -38,21 +49,25 @@ Result<void> Validate(const BuildConfig& build, const ModelConfig& model) {
   int64_t seq_len = build.max_seq_len > 0 ? build.max_seq_len : model.max_position_embeddings;
   RETURN_IF_ERROR(InRange("max_input_len", build.max_input_len, 0, seq_len));
   RETURN_IF_ERROR(InRange("opt_num_tokens", build.opt_num_tokens, 0, build.max_num_tokens));
-  RETURN_IF_ERROR(InRange("tokens_per_block", build.tokens_per_block, 16, 256));
+  if (build.tokens_per_block != 0) RETURN_IF_ERROR(InRange("tokens_per_block", build.tokens_per_block, 16, 256));
   if ((build.tokens_per_block & (build.tokens_per_block - 1)) != 0)
     return Refuse("tokens_per_block", fmt::format("{} is not a power of two", build.tokens_per_block));
   if (build.max_beam_width != 1)
     return Refuse("max_beam_width", fmt::format("{} is not offered: this version generates single sequences (use n > 1 "
                                                 "for several); the limit is 1",
                                                 build.max_beam_width));
-  if (build.gemm_plugin != "auto" && build.gemm_plugin != "disable")
-    return Refuse("gemm_plugin", fmt::format("'{}' is not offered: the CPU backend has its own kernels and no library "
-                                             "to take instead; the value is disable, or auto, which comes to the same",
-                                             build.gemm_plugin));
+  if (build.gemm_plugin != "auto" && (cuda || build.gemm_plugin != "disable"))
+    return Refuse("gemm_plugin",
+                  cuda ? fmt::format("'{}' is not offered by the CUDA backend, which takes its own kernels up to 64 "
+                                     "tokens and cuBLASLt above; the value is auto",
+                                     build.gemm_plugin)
+                       : fmt::format("'{}' is not offered: the CPU backend has its own kernels and no library to take "
+                                     "instead; the value is disable, or auto, which comes to the same",
+                                     build.gemm_plugin));
   if (build.kv_cache_type != "paged")
-    return Refuse("kv_cache_type", fmt::format("'{}' is not offered by the CPU backend, which keeps keys and values in "
+    return Refuse("kv_cache_type", fmt::format("'{}' is not offered by the {} backend, which keeps keys and values in "
                                                "blocks only; the value is paged",
-                                               build.kv_cache_type));
+                                               build.kv_cache_type, cuda ? "CUDA" : "CPU"));
   if (!build.use_paged_context_fmha)
     return Refuse(
         "use_paged_context_fmha",
@@ -61,7 +76,8 @@ Result<void> Validate(const BuildConfig& build, const ModelConfig& model) {
 }
 
 json::object ToJson(const BuildConfig& b) {
-  return {{"dtype", b.dtype},
+  return {{"device", b.device},
+          {"dtype", b.dtype},
           {"max_batch_size", b.max_batch_size},
           {"max_num_tokens", b.max_num_tokens},
           {"max_seq_len", b.max_seq_len},
@@ -92,6 +108,7 @@ Result<BuildConfig> BuildConfigFromJson(const json::object& object) {
     if (value) field = *value;
     return {};
   };
+  RETURN_IF_ERROR(text("device", out.device));
   RETURN_IF_ERROR(text("dtype", out.dtype));
   RETURN_IF_ERROR(integer("max_batch_size", out.max_batch_size));
   RETURN_IF_ERROR(integer("max_num_tokens", out.max_num_tokens));

@@ -21,14 +21,15 @@ namespace ekiben {
 
 // What the build is asked for. TensorRT-LLM's names (trtllm-build); each has an effect here or is refused.
 struct BuildConfig {
+  std::string device = "cpu";  // cpu | cuda: what its packing and profiles are for
   std::string dtype = "auto";  // auto | f32 | bf16 | int8 | int4
   int32_t max_batch_size = 128;
   int32_t max_num_tokens = 512;
   int32_t max_seq_len = 0;    // 0: the model's
   int32_t max_input_len = 0;  // 0: max_seq_len - 1
   int32_t max_beam_width = 1;
-  int32_t opt_num_tokens = 0;  // 0: max_batch_size
-  int32_t tokens_per_block = 32;
+  int32_t opt_num_tokens = 0;    // 0: max_batch_size
+  int32_t tokens_per_block = 0;  // 0: the device's (DefaultsOf)
   bool multiple_profiles = true;
   std::string gemm_plugin =
       "auto";  // auto | disable (own kernels); library names are refused on the CPU, which has none
@@ -36,7 +37,15 @@ struct BuildConfig {
   std::string kv_cache_type = "paged";
 };
 
-// Ranges, and combinations that the CPU backend cannot honour: the error says which and why.
+// What a build stands for where nothing was said: a CPU is full with few tokens, a GPU wants many in one step, and its
+// fastest attention wants blocks of 64.
+struct DeviceDefaults {
+  int32_t max_batch_size = 0, max_num_tokens = 0, tokens_per_block = 0;
+  double kv_cache_free_mem_fraction = 0;  // of the free memory, for keys and values
+};
+DeviceDefaults DefaultsOf(std::string_view device);
+
+// Ranges, and combinations that the device's backend cannot honour: the error says which and why.
 Result<void> Validate(const BuildConfig& build, const ModelConfig& model);
 json::object ToJson(const BuildConfig& build);
 Result<BuildConfig> BuildConfigFromJson(const json::object& object);

@@ -33,6 +33,12 @@ Result<void> Lower(std::string_view field, int32_t asked, const std::filesystem:
 Result<void> SameAsBuilt(const BuildConfig& options, const Engine& engine) {
   const BuildConfig said_nothing;
   const BuildConfig& built = engine.build;
+  if (options.device != built.device)
+    return Error(Code::kInvalid,
+                 fmt::format("device: {} was built for {}; run it with --device {}, or run `ekiben build CHECKPOINT -o "
+                             "{} --device {}`",
+                             engine.path.string(), built.device, built.device, engine.path.string(), options.device),
+                 "device");
   if (options.dtype != said_nothing.dtype && options.dtype != built.dtype)
     return NeedsBuild("dtype", options.dtype, built.dtype, engine.path);
   if (options.tokens_per_block != said_nothing.tokens_per_block && options.tokens_per_block != built.tokens_per_block)
@@ -49,6 +55,9 @@ Result<void> SameAsBuilt(const BuildConfig& options, const Engine& engine) {
 }  // namespace
 
 BuildConfig WithLimits(BuildConfig options, const RunLimits& limits) {
+  const DeviceDefaults defaults = DefaultsOf(options.device);
+  options.max_batch_size = defaults.max_batch_size;
+  options.max_num_tokens = defaults.max_num_tokens;
   // One of the two said alone takes the other along: a step must be able to feed every row.
   if (limits.max_num_tokens != 0) {
     options.max_num_tokens = limits.max_num_tokens;
@@ -65,6 +74,7 @@ BuildConfig WithLimits(BuildConfig options, const RunLimits& limits) {
 
 BuildConfig CacheBuild(const BuildConfig& wanted) {
   BuildConfig out;
+  out.device = wanted.device;
   out.dtype = wanted.dtype;
   out.multiple_profiles = wanted.multiple_profiles;
   if (!wanted.multiple_profiles) {  // the one token count that kernels are chosen for

@@ -12,8 +12,8 @@ struct RunLimits {  // 0: not said
   int32_t max_batch_size = 0, max_num_tokens = 0, max_seq_len = 0, max_input_len = 0;
 };
 
-// The build that a run from a checkpoint stands for: `options` with `limits`, or the defaults of `ekiben build` for
-// what was not said.
+// The build that `options` with `limits` stands for; what was not said is the default of options.device. A limit said
+// alone takes the other along.
 BuildConfig WithLimits(BuildConfig options, const RunLimits& limits);
 
 // The build of the cached engine that serves `wanted` and everything else of the same packing and profile.

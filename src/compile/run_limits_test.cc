@@ -13,7 +13,11 @@ Engine Built() {
   auto any_file = MappedFile::Open(EKIBEN_SOURCE_DIR "/README.md");
   return {.path = "some/engine",
           .model = model,
-          .build = {.max_batch_size = 64, .max_num_tokens = 512, .max_seq_len = 1024, .max_input_len = 1000},
+          .build = {.max_batch_size = 64,
+                    .max_num_tokens = 512,
+                    .max_seq_len = 1024,
+                    .max_input_len = 1000,
+                    .tokens_per_block = 32},
           .weights = *std::move(any_file)};
 }
 
@@ -55,6 +59,22 @@ TEST(RunLimitsTest, OneLimitTakesTheOtherAlong) {
   EXPECT_EQ(WithLimits({}, {.max_batch_size = -1}).max_batch_size, -1);
 }
 
+TEST(RunLimitsTest, ADeviceBringsItsDefaults) {
+  ModelConfig model;
+  model.max_position_embeddings = 8192;
+  auto cuda = ResolveBuildConfig(WithLimits({.device = "cuda"}, {}), model);
+  ASSERT_TRUE(cuda.ok());
+  EXPECT_EQ(cuda->dtype, "bf16");
+  EXPECT_EQ(cuda->tokens_per_block, 64);
+  EXPECT_EQ(cuda->max_batch_size, 256);
+  EXPECT_EQ(cuda->max_num_tokens, 8192);
+  EXPECT_NE(Key({.device = "cuda"}, {}), Key({.dtype = "bf16"}, {}));
+  auto cpu = ResolveBuildConfig(WithLimits({}, {}), model);
+  ASSERT_TRUE(cpu.ok());
+  EXPECT_EQ(cpu->tokens_per_block, 32);
+  EXPECT_FALSE(ResolveBuildConfig(WithLimits({.device = "cuda", .dtype = "int4"}, {}), model).ok());
+}
+
 TEST(RunLimitsTest, ABuiltEngineIsCapped) {
   auto capped = CapBuilt(Built(), {}, {.max_batch_size = 8, .max_seq_len = 100});
   ASSERT_TRUE(capped.ok()) << capped.error().message();
@@ -85,6 +105,7 @@ TEST(RunLimitsTest, OverOrOtherThanBuiltIsRefusedWithTheCommand) {
       {"max_input_len", "1001", "1000", {}, {.max_input_len = 1001}},
       {"dtype", "f32", "auto", {.dtype = "f32"}, {}},
       {"tokens_per_block", "64", "32", {.tokens_per_block = 64}, {}},
+      {"device", "cuda", "cpu", {.device = "cuda"}, {}},
       {"multiple_profiles", "disable", "enable", {.multiple_profiles = false}, {}},
       {"opt_num_tokens", "64", "0", {.opt_num_tokens = 64}, {}},
   };
@@ -92,8 +113,8 @@ TEST(RunLimitsTest, OverOrOtherThanBuiltIsRefusedWithTheCommand) {
     auto result = CapBuilt(Built(), c.options, c.limits);
     ASSERT_FALSE(result.ok()) << c.field;
     EXPECT_EQ(result.error().field(), c.field);
-    for (std::string part : {std::string(c.said), std::string(c.built), std::string("some/engine"),
-                             fmt::format("ekiben build CHECKPOINT -o some/engine --{} {}", c.field, c.said)})
+    for (const std::string& part : {std::string(c.said), std::string(c.built), std::string("some/engine"),
+                                    fmt::format("ekiben build CHECKPOINT -o some/engine --{} {}", c.field, c.said)})
       EXPECT_NE(result.error().message().find(part), std::string::npos) << result.error().message();
   }
   EXPECT_FALSE(CapBuilt(Built(), {}, {.max_batch_size = -1}).ok());

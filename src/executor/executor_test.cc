@@ -38,7 +38,7 @@ std::vector<TokenId> Oracle(const FakeBackendOptions& options, const Request& re
 }
 
 struct Harness {
-  explicit Harness(FakeBackendOptions with = {}, ExecutorConfig config = {})
+  explicit Harness(FakeBackendOptions with = {}, const ExecutorConfig& config = {})
       : options(WithClock(std::move(with))), backend(options) {
     auto made = Executor::Create(backend, config, clock);
     EXPECT_TRUE(made.ok());

@@ -7,7 +7,7 @@
 #include "base/check.h"
 #include "base/mapped_file.h"
 #include "base/philox.h"
-#include "text/common_words.h"
+#include "text/english_words.h"
 
 namespace ekiben::load {
 namespace {
@@ -50,7 +50,7 @@ Result<std::unique_ptr<PromptSource>> PromptSource::Create(const PromptOptions& 
     if (calibrated.error().code() == Code::kInvalid) return calibrated.error();
     why = calibrated.error().message();
   }
-  out->words_ = text::CommonWords();
+  out->words_ = text::EnglishWords();
   out->words_per_prompt_ = options.prompt_tokens;
   out->description_ = fmt::format("random words, {} words, lengths not exact: {}", options.prompt_tokens, why);
   return out;
@@ -59,7 +59,7 @@ Result<std::unique_ptr<PromptSource>> PromptSource::Create(const PromptOptions& 
 Result<void> PromptSource::Calibrate(const CountTokens& count) {
   std::vector<std::string_view> kept;
   std::vector<int32_t> bases;  // what a prompt costs beyond its words, by word
-  for (std::string_view word : text::CommonWords()) {
+  for (std::string_view word : text::EnglishWords()) {
     ASSIGN_OR_RETURN(int32_t one, count(word));
     ASSIGN_OR_RETURN(int32_t many, count(Repeat(word, kRepeats)));
     if (many - one != kRepeats - 1) continue;

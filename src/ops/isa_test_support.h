@@ -2,6 +2,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -37,7 +38,7 @@ inline ::testing::AssertionResult SameBits(const std::vector<float>& a, const st
   if (a.size() != b.size()) return ::testing::AssertionFailure() << a.size() << " values against " << b.size();
   for (size_t i = 0; i < a.size(); ++i) {
     if (a[i] == 0.0f && b[i] == 0.0f) continue;
-    if (std::memcmp(&a[i], &b[i], 4) != 0) {
+    if (std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i])) {
       return ::testing::AssertionFailure()
              << "element " << i << " of " << a.size() << ": " << a[i] << " against " << b[i];
     }

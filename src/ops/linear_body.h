@@ -257,22 +257,24 @@ BODY_INLINE void StoreRecord(const Strip64& strip, float maximum, int8_t* codes,
   StoreCodes(codes, scaled, sums);
   *record = {{sums[0] * kInt4Start, sums[1] * kInt4Start}, -128 * (sums[0] + sums[1]), tiny ? 0.0f : maximum / 127.0f};
 }
-// Moves the values in `above` (a bit a column) out of the strip, the first kSpikesMax of them, into its list of spikes.
-static void TakeSpikes(Strip64& strip, uint64_t above, const float* x, int32_t token, QuantSpike* spikes,
-                       int32_t* spike_count) {
+// Moves the values in `above` (a bit a column) out of the strip that begins at `column`, the first kSpikesMax of them.
+static void TakeSpikes(Strip64& strip, uint64_t above, const float* x, int64_t column, int32_t token,
+                       SpikeBuffer& buffer) {
   int32_t count = std::min(__builtin_popcountll(above), kSpikesMax);
-  QuantSpike* spike = spikes + __atomic_fetch_add(spike_count, count, __ATOMIC_RELAXED);
+  QuantSpike* spike = buffer.spikes + buffer.count;
+  buffer.count += count;
   uint64_t taken = 0;
   for (int32_t i = 0; i < count; ++i, ++spike) {
-    int column = __builtin_ctzll(above);
+    int k = __builtin_ctzll(above);
     above &= above - 1;
-    taken |= uint64_t{1} << column;
-    *spike = {x[column], static_cast<int16_t>(token), static_cast<int16_t>(column)};
+    taken |= uint64_t{1} << k;
+    *spike = {x[column + k], static_cast<uint32_t>((column + k) << 8 | token)};
   }
   UNROLL for (int i = 0; i < 4; ++i) strip.part[i] = ClearLanes(strip.part[i], taken >> (16 * i) & 0xffff);
 }
 
-static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& tile, int32_t token) {
+static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& tile, int32_t token,
+                          SpikeBuffer& buffer) {
   // Sum of squares: 64 running sums, then quarters (0 + 1) + (2 + 3), then the lanes as in ops/lanes.h.
   Lanes squares[4] = {Zero(), Zero(), Zero(), Zero()};
   for (int64_t c = 0; c < in_features; c += kStripColumns) {
@@ -282,13 +284,14 @@ static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& 
   float sum = Sum(Add(Add(squares[0], squares[1]), Add(squares[2], squares[3])));
   Lanes limit = Broadcast(kSpikeRatio * __builtin_sqrtf(sum / static_cast<float>(in_features)));
   int64_t at = token;
-  for (int64_t c = 0, strip = 0; c < in_features; c += kStripColumns, ++strip, at += tile.capacity) {
+  for (int64_t c = 0; c < in_features; c += kStripColumns, at += tile.capacity) {
     Strip64 s = LoadStrip(x + c, in_features - c);
     Lanes maxima = MaxMagnitudes(s);
     if (LanesAbove(maxima, limit) != 0) {
       uint64_t above = 0;
       UNROLL for (int i = 0; i < 4; ++i) above |= LanesAbove(Magnitude(s.part[i]), limit) << (16 * i);
-      TakeSpikes(s, above, x + c, token, tile.spikes + strip * tile.capacity * kSpikesMax, tile.spike_counts + strip);
+      if (buffer.count + kSpikesMax > SpikeBuffer::kSize) FlushSpikes(tile, buffer);
+      TakeSpikes(s, above, x, c, token, buffer);
       maxima = MaxMagnitudes(s);
     }
     StoreRecord(s, MaxOf(maxima), tile.codes + at * kStripColumns, tile.records + at);
@@ -416,24 +419,28 @@ BODY_INLINE void Int4FewTokens(const Int4Strip* strip, int64_t strips, const Qua
 }
 
 // acc of each spike's token += value * weights of the spike's column, which weights_of(column) unpacks. A model's
-// spikes crowd in few columns, so most find the weights of the one before.
+// spikes crowd in few columns, so the last weights of each place in a small table are kept.
 template <class WeightsOf>
-BODY_INLINE void AddSpikes(const QuantSpike* spikes, int32_t count, float* acc, WeightsOf&& weights_of) {
-  int32_t column = -1;
-  Lanes weights = Zero();
-  for (int32_t i = 0; i < count; ++i) {
-    if (spikes[i].column != column) {
-      column = spikes[i].column;
-      weights = weights_of(column);
+BODY_INLINE void AddSpikes(const QuantTile& tile, float* acc, WeightsOf&& weights_of) {
+  constexpr int64_t kPlaces = 32;
+  alignas(64) float weights[kPlaces * kGroupRows];
+  int64_t columns[kPlaces];
+  UNROLL for (int64_t& column : columns) column = -1;
+  for (int32_t i = 0, count = *tile.spike_count; i < count; ++i) {
+    int64_t column = tile.spikes[i].column();
+    float* known = weights + column % kPlaces * kGroupRows;
+    if (columns[column % kPlaces] != column) {
+      columns[column % kPlaces] = column;
+      Store(known, weights_of(column));
     }
-    float* row = acc + spikes[i].token * kGroupRows;
-    Store(row, Fma(weights, Broadcast(spikes[i].value), Load(row)));
+    float* row = acc + tile.spikes[i].token() * kGroupRows;
+    Store(row, Fma(Load(known), Broadcast(tile.spikes[i].value), Load(row)));
   }
 }
 
 // scale * (code - 8) + 4 * offset of one column: below 2^24 and so exact in f32.
-BODY_INLINE Lanes Int4Column(const Int4Strip& strip, int column) {
-  int block = column / 32;
+BODY_INLINE Lanes Int4Column(const Int4Strip& strip, int64_t column_of_strip) {
+  int column = static_cast<int>(column_of_strip), block = column / 32;
   Ints code = BitsFrom(LoadInts(strip.codes[block][column % 16 / 4]), column % 4 * 8 + column % 32 / 16 * 4, 15);
   return ToFloat(MultiplyWords(AddWords(code, BroadcastInt(4 * 65536 | (-8 & 0xffff))), LoadInts(strip.pairs[block])));
 }
@@ -466,10 +473,8 @@ BODY_INLINE Lanes Int4Group(const LinearTask& task, int64_t group, float* acc) {
       Int4Tokens<count>(strip, strips, tile, token, acc + token * kGroupRows, ahead);
     }
   });
-  for (int64_t s = 0; s < strips; ++s) {
-    AddSpikes(tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc,
-              [&](int column) { return Int4Column(strip[s], column); });
-  }
+  AddSpikes(tile, acc,
+            [&](int64_t column) { return Int4Column(strip[column / kStripColumns], column % kStripColumns); });
   return Load(reinterpret_cast<const float*>(strip + strips));
 }
 
@@ -507,7 +512,8 @@ BODY_INLINE void Int8Tokens(const std::byte* strip, const uint16_t* scales, int6
   UNROLL for (int t = 0; t < kTokens; ++t) Store(acc + t * kGroupRows, sum[t]);
 }
 
-BODY_INLINE Lanes Int8Column(const std::byte* strip, Lanes row_scale, int column) {
+BODY_INLINE Lanes Int8Column(const std::byte* strip, Lanes row_scale, int64_t column_of_strip) {
+  int column = static_cast<int>(column_of_strip);
   Ints code = BitsFrom(LoadInts(strip + column / 4 * 64), column % 4 * 8, 255);
   return Multiply(ToFloat(AddInts(code, BroadcastInt(-128))), row_scale);
 }
@@ -523,11 +529,11 @@ BODY_INLINE Lanes Int8Group(const LinearTask& task, int64_t group, float* acc) {
   ForBlocks<kInt8Tokens>(tile.tokens, [&](int32_t token, auto count) {
     Int8Tokens<count>(data, scales, strips, tile, token, acc + token * kGroupRows, ahead);
   });
-  for (int64_t s = 0; s < strips; ++s) {
-    const std::byte* strip = data + s * static_cast<int64_t>(sizeof(Int8Strip));
-    AddSpikes(tile.spikes + s * tile.capacity * kSpikesMax, tile.spike_counts[s], acc,
-              [&](int column) { return Int8Column(strip, LoadBF16(scales + s * kGroupRows), column); });
-  }
+  AddSpikes(tile, acc, [&](int64_t column) {
+    int64_t s = column / kStripColumns;
+    return Int8Column(data + s * static_cast<int64_t>(sizeof(Int8Strip)), LoadBF16(scales + s * kGroupRows),
+                      column % kStripColumns);
+  });
   return Broadcast(1.0f);
 }
 

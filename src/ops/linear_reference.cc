@@ -42,7 +42,7 @@ float Int8Term(const Int8Strip& strip, float row_scale, int64_t lane, const int8
 
 // A spike against one row: the weight, exact in f32, times the value.
 float Int4Spike(const Int4Strip& strip, int64_t lane, const QuantSpike& spike, float sum) {
-  int32_t block = spike.column / 32, k = spike.column % 32;
+  int64_t block = spike.column() % kStripColumns / 32, k = spike.column() % 32;
   uint8_t byte = strip.codes[block][k % 16 / 4][lane][k % 4];
   int32_t code = k < 16 ? byte & 15 : byte >> 4;
   const Int4Strip::Pair& pair = strip.pairs[block][lane];
@@ -50,11 +50,11 @@ float Int4Spike(const Int4Strip& strip, int64_t lane, const QuantSpike& spike, f
 }
 
 float Int8Spike(const Int8Strip& strip, float row_scale, int64_t lane, const QuantSpike& spike, float sum) {
-  int32_t code = strip.codes[spike.column / 4][lane][spike.column % 4] - 128;
+  int32_t code = strip.codes[spike.column() % kStripColumns / 4][lane][spike.column() % 4] - 128;
   return std::fma(static_cast<float>(code) * row_scale, spike.value, sum);
 }
 
-// One token's sum: term(strip, codes, record, sum) over the strips, ascending, then spike(strip, spike, sum) likewise.
+// One token's sum: term(strip, codes, record, sum) over the strips, ascending, then spike(strip, spike, sum).
 template <class Term, class Spike>
 float SumStrips(const LinearTask& task, int32_t token, const Term& term, const Spike& spike) {
   const QuantTile& tile = task.tile;
@@ -63,12 +63,9 @@ float SumStrips(const LinearTask& task, int32_t token, const Term& term, const S
     int64_t at = s * tile.capacity;
     sum = term(s, tile.codes + (at + token) * kStripColumns, tile.records[at + token], sum);
   }
-  for (int64_t s = 0; s < StripsOf(task.in_features); ++s) {
-    int64_t at = s * tile.capacity;
-    for (int32_t i = 0; i < tile.spike_counts[s]; ++i) {
-      const QuantSpike& candidate = tile.spikes[at * kSpikesMax + i];
-      if (candidate.token == token) sum = spike(s, candidate, sum);
-    }
+  for (int32_t i = 0; i < *tile.spike_count; ++i) {
+    const QuantSpike& candidate = tile.spikes[i];
+    if (candidate.token() == token) sum = spike(candidate.column() / kStripColumns, candidate, sum);
   }
   return sum;
 }
@@ -172,20 +169,21 @@ void StoreRecord(const float (&values)[kStripColumns], int8_t* codes, QuantRecor
   record = {{sums[0] * kInt4Start, sums[1] * kInt4Start}, -128 * (sums[0] + sums[1]), tiny ? 0.0f : maximum / 127.0f};
 }
 
-// Moves the values beyond `limit` out of a strip; returns how many.
-int32_t TakeSpikes(float (&values)[kStripColumns], float limit, int32_t token, QuantSpike (&spikes)[kSpikesMax]) {
-  int32_t count = 0;
-  for (int k = 0; k < kStripColumns && count < kSpikesMax; ++k) {
+// Moves the values beyond `limit`, the first kSpikesMax, out of the strip that begins at `column`.
+void TakeSpikes(float (&values)[kStripColumns], float limit, int64_t column, int32_t token, SpikeBuffer& buffer) {
+  int32_t left = kSpikesMax;
+  for (int k = 0; k < kStripColumns && left > 0; ++k) {
     if (!(std::fabs(values[k]) > limit)) continue;
-    spikes[count++] = {values[k], static_cast<int16_t>(token), static_cast<int16_t>(k)};
+    buffer.spikes[buffer.count++] = {values[k], static_cast<uint32_t>((column + k) << 8 | token)};
     values[k] = 0.0f;
+    --left;
   }
-  return count;
 }
 
 }  // namespace
 
-void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile& tile, int32_t token) {
+void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile& tile, int32_t token,
+                            SpikeBuffer& buffer) {
   float squares[64] = {};
   for (int64_t k = 0; k < in_features; ++k) squares[k % 64] = std::fma(x[k], x[k], squares[k % 64]);
   LaneSum squares_sum;
@@ -196,12 +194,8 @@ void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile
     float values[kStripColumns] = {};
     int64_t columns = std::min(kStripColumns, in_features - s * kStripColumns);
     std::memcpy(values, x + s * kStripColumns, static_cast<size_t>(columns) * sizeof(float));
-    QuantSpike spikes[kSpikesMax];
-    int32_t count = TakeSpikes(values, limit, token, spikes);
-    if (count > 0) {
-      int32_t slot = __atomic_fetch_add(tile.spike_counts + s, count, __ATOMIC_RELAXED);
-      std::copy(spikes, spikes + count, tile.spikes + s * tile.capacity * kSpikesMax + slot);
-    }
+    if (buffer.count + kSpikesMax > SpikeBuffer::kSize) FlushSpikes(tile, buffer);
+    TakeSpikes(values, limit, s * kStripColumns, token, buffer);
     int64_t at = s * tile.capacity + token;
     StoreRecord(values, tile.codes + at * kStripColumns, tile.records[at]);
   }

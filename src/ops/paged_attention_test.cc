@@ -127,7 +127,7 @@ std::vector<float> Exact(const Shape& shape, const Sequence& s) {
   return out;
 }
 
-std::vector<Sequence> RandomSequences(const Shape& shape, std::vector<int32_t> lengths, std::mt19937& rng) {
+std::vector<Sequence> RandomSequences(const Shape& shape, const std::vector<int32_t>& lengths, std::mt19937& rng) {
   std::vector<Sequence> out;
   for (int32_t n : lengths) out.push_back({.tokens = n, .qkv = RandomFloats(rng, n * shape.columns(), 1.5f)});
   return out;

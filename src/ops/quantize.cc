@@ -19,15 +19,15 @@ size_t RoundTo64(size_t bytes) {
 }
 
 struct TileLayout {
-  size_t records, spikes, spike_counts, bytes;  // offsets, and the whole
+  size_t records, spikes, spike_count, bytes;  // offsets, and the whole
 };
 TileLayout LayoutOf(int64_t tokens, int64_t strips) {
   size_t slots = static_cast<size_t>(strips * tokens);
   TileLayout layout;
   layout.records = slots * kStripColumns;
   layout.spikes = RoundTo64(layout.records + slots * sizeof(QuantRecord));
-  layout.spike_counts = layout.spikes + slots * kSpikesMax * sizeof(QuantSpike);
-  layout.bytes = RoundTo64(layout.spike_counts + static_cast<size_t>(strips) * sizeof(int32_t));
+  layout.spike_count = RoundTo64(layout.spikes + slots * kSpikesMax * sizeof(QuantSpike));
+  layout.bytes = layout.spike_count + 64;  // a line of its own
   return layout;
 }
 
@@ -45,7 +45,7 @@ QuantTile QuantizedRows::Tile(int64_t tile) const {
   out.codes = reinterpret_cast<int8_t*>(base);
   out.records = reinterpret_cast<QuantRecord*>(base + layout.records);
   out.spikes = reinterpret_cast<QuantSpike*>(base + layout.spikes);
-  out.spike_counts = reinterpret_cast<int32_t*>(base + layout.spike_counts);
+  out.spike_count = reinterpret_cast<int32_t*>(base + layout.spike_count);
   return out;
 }
 
@@ -58,10 +58,7 @@ size_t QuantizedRowsBytes(int64_t tokens, int64_t in_features) {
 QuantizedRows LayOutQuantizedRows(int64_t tokens, int64_t in_features, std::byte* data) {
   QuantizedRows rows{tokens, in_features, TilesOf(tokens), data};
   // With tiles of ceil(tokens / tiles) the last could be empty only for tokens < tiles, which cannot be.
-  for (int64_t i = 0; i < rows.tiles; ++i) {
-    QuantTile tile = rows.Tile(i);
-    for (int64_t s = 0; s < StripsOf(in_features); ++s) tile.spike_counts[s] = 0;
-  }
+  for (int64_t i = 0; i < rows.tiles; ++i) *rows.Tile(i).spike_count = 0;
   return rows;
 }
 
@@ -70,9 +67,21 @@ QuantizedRows TakeQuantizedRows(OpContext& ctx, int64_t tokens, int64_t in_featu
   return LayOutQuantizedRows(tokens, in_features, ctx.arena->Take<std::byte>(bytes));
 }
 
-void QuantizeRow(Isa isa, const QuantizedRows& rows, int64_t token, const float* x) {
-  QuantTile tile = rows.Tile(token / ((rows.tokens + rows.tiles - 1) / rows.tiles));
-  LinearKernelsOf(isa).quantize_token(x, rows.in_features, tile, static_cast<int32_t>(token - tile.token_begin));
+void FlushSpikes(const QuantTile& tile, SpikeBuffer& buffer) {
+  if (buffer.count == 0) return;
+  int32_t at = __atomic_fetch_add(tile.spike_count, buffer.count, __ATOMIC_RELAXED);
+  std::memcpy(tile.spikes + at, buffer.spikes, static_cast<size_t>(buffer.count) * sizeof(QuantSpike));
+  buffer.count = 0;
+}
+
+RowQuantizer::RowQuantizer(Isa isa, const QuantizedRows& rows) : rows_(rows), kernels_(LinearKernelsOf(isa)) {}
+
+void RowQuantizer::Row(int64_t token, const float* x) {
+  if (token < tile_.token_begin || token >= tile_.token_begin + tile_.tokens) {
+    FlushSpikes(tile_, buffer_);
+    tile_ = rows_.Tile(token / ((rows_.tokens + rows_.tiles - 1) / rows_.tiles));
+  }
+  kernels_.quantize_token(x, rows_.in_features, tile_, static_cast<int32_t>(token - tile_.token_begin), buffer_);
 }
 
 QuantizedRows QuantizeRows(OpContext& ctx, TensorView x) {
@@ -81,7 +90,8 @@ QuantizedRows QuantizeRows(OpContext& ctx, TensorView x) {
   QuantizedRows rows = TakeQuantizedRows(ctx, x.shape[0], x.shape[1]);
   // A token of 576 takes 0.1 us: below about eight tokens a fork costs more than it saves.
   ctx.pool->ParallelFor(x.shape[0], 8, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) QuantizeRow(ctx.isa, rows, t, x.row<float>(t));
+    RowQuantizer quantizer(ctx.isa, rows);
+    for (int64_t t = begin; t < end; ++t) quantizer.Row(t, x.row<float>(t));
   });
   return rows;
 }

@@ -19,6 +19,8 @@
 
 namespace ekiben {
 
+struct LinearKernels;
+
 constexpr float kSpikeRatio = 8.0f;
 constexpr int32_t kSpikesMax = 8;       // of one token in one strip
 constexpr float kTinyMaximum = 1e-30f;  // groups below it are zeros: 127 / max must stay finite
@@ -33,23 +35,35 @@ constexpr int32_t kInt4Start = 4 * 65536 - 8;
 
 struct QuantSpike {
   float value;
-  int16_t token;   // within the tile
-  int16_t column;  // within the strip
+  uint32_t place;  // column << 8 | token within the tile
+
+  int32_t token() const { return static_cast<int32_t>(place & 255); }
+  int64_t column() const { return place >> 8; }
 };
 
-// Up to kTileTokens tokens. For each strip of 64 columns: one record a token, in order, and the strip's spikes in any
-// order of tokens but ascending columns of one token.
+// Up to kTileTokens tokens. For each strip of 64 columns: one record a token, in order. The tile's spikes: in any order
+// of tokens but ascending columns of one token.
 struct QuantTile {
   int64_t token_begin = 0;  // in the batch
   int32_t tokens = 0;
-  int32_t capacity = 0;             // records of a strip: tokens, or more
-  int8_t* codes = nullptr;          // [strips][capacity][64]
-  QuantRecord* records = nullptr;   // [strips][capacity]
-  QuantSpike* spikes = nullptr;     // [strips][capacity * kSpikesMax]
-  int32_t* spike_counts = nullptr;  // [strips]
+  int32_t capacity = 0;            // records of a strip: tokens, or more
+  int8_t* codes = nullptr;         // [strips][capacity][64]
+  QuantRecord* records = nullptr;  // [strips][capacity]
+  QuantSpike* spikes = nullptr;    // [strips * capacity * kSpikesMax]
+  int32_t* spike_count = nullptr;
 };
 
 constexpr int64_t kTileTokens = 128;
+static_assert(kTileTokens <= 256, "QuantSpike::place");
+
+// Spikes on their way into a tile's list. Several threads fill a tile, and an add to the list's count for every strip
+// with spikes, with the lines of the list going to and fro, was 40 % of the time of quantising.
+struct SpikeBuffer {
+  static constexpr int32_t kSize = 256;
+  int32_t count = 0;
+  QuantSpike spikes[kSize];
+};
+void FlushSpikes(const QuantTile& tile, SpikeBuffer& buffer);
 
 // In arena memory, or the reference's own.
 struct QuantizedRows {
@@ -67,11 +81,26 @@ QuantizedRows LayOutQuantizedRows(int64_t tokens, int64_t in_features, std::byte
 // x: f32 [tokens, in_features], row stride free. The result lives in ctx.arena until the caller rewinds it.
 QuantizedRows QuantizeRows(OpContext& ctx, TensorView x);
 // The same in two parts, for an op that makes a token's values and quantises them while they are in the cache. Each
-// token once; different tokens from any threads.
+// token once; different tokens from any threads, each with a quantizer of its own. Rows are whole when it is gone.
 QuantizedRows TakeQuantizedRows(OpContext& ctx, int64_t tokens, int64_t in_features);
-void QuantizeRow(Isa isa, const QuantizedRows& rows, int64_t token, const float* x);
+class RowQuantizer {
+ public:
+  RowQuantizer(Isa isa, const QuantizedRows& rows);
+  ~RowQuantizer() { FlushSpikes(tile_, buffer_); }
+  RowQuantizer(const RowQuantizer&) = delete;
+  RowQuantizer& operator=(const RowQuantizer&) = delete;
+  // Fast for ascending tokens.
+  void Row(int64_t token, const float* x);
 
-// One token into its tile, the plain form and the definition of every body. Several threads may fill one tile.
-void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile& tile, int32_t token);
+ private:
+  const QuantizedRows& rows_;
+  const LinearKernels& kernels_;
+  QuantTile tile_;
+  SpikeBuffer buffer_;
+};
+
+// One token into its tile, the plain form and the definition of every body. `buffer` keeps spikes of this tile.
+void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile& tile, int32_t token,
+                            SpikeBuffer& buffer);
 
 }  // namespace ekiben

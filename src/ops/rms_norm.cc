@@ -40,10 +40,17 @@ void Run(OpContext& ctx, const TensorView& y, const TensorView& x, const TensorV
                                       : reference::RunRmsNormRow;
   int64_t grain = std::max<int64_t>(1, kGrainElements / columns);
   ctx.pool->ParallelFor(tokens, grain, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      float* to = y.row<float>(quantized != nullptr ? begin : t);
+    auto run = [&](int64_t t, float* to) {
       body({to, x.row<float>(t), delta != nullptr ? delta->row<float>(t) : nullptr, weight, columns, eps});
-      if (quantized != nullptr) QuantizeRow(ctx.isa, *quantized, t, to);
+    };
+    if (quantized == nullptr) {
+      for (int64_t t = begin; t < end; ++t) run(t, y.row<float>(t));
+      return;
+    }
+    RowQuantizer quantizer(ctx.isa, *quantized);
+    for (int64_t t = begin; t < end; ++t) {
+      run(t, y.row<float>(begin));
+      quantizer.Row(t, y.row<float>(begin));
     }
   });
 }

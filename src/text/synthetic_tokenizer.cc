@@ -5,7 +5,7 @@
 #include <set>
 
 #include "base/json.h"
-#include "text/common_words.h"
+#include "text/english_words.h"
 #include "text/pre_tokenizer.h"
 #include "text/tokenizer_alphabet.h"
 #include "text/tokenizer_files.h"
@@ -38,7 +38,7 @@ Result<std::vector<std::string>> Tokens(size_t count) {
   std::vector<std::string> out;
   for (int byte = 0; byte < 256; ++byte) out.emplace_back(1, static_cast<char>(byte));
   std::set<std::string> words;
-  for (std::string_view word : CommonWords()) {
+  for (std::string_view word : EnglishWords()) {
     if (word.size() > 1) words.insert(std::string(word));
     words.insert(" " + std::string(word));
   }
@@ -76,10 +76,8 @@ Result<std::string> SyntheticTokenizerJson(int32_t vocab_size) {
       {"added_tokens", std::move(added)},
       {"pre_tokenizer", json::object{{"type", "Sequence"}, {"pretokenizers", json::array{split, bytes}}}},
       {"decoder", json::object{{"type", "ByteLevel"}}},
-      {"model", json::object{{"type", "BPE"},
-                             {"ignore_merges", true},
-                             {"vocab", std::move(vocab)},
-                             {"merges", json::array()}}}};
+      {"model",
+       json::object{{"type", "BPE"}, {"ignore_merges", true}, {"vocab", std::move(vocab)}, {"merges", json::array()}}}};
   return json::serialize(root);
 }
 

@@ -4,9 +4,9 @@
 //   then        common English words, alone and after a space, so that random prompts have exact lengths
 //   then        made-up words after a space (" bakedi"), as many as the vocabulary asks for
 //   last three  <|endoftext|>, <|im_start|>, <|im_end|>
-// There are no merges: a word that is not in the list is spelled in bytes. Its text is Hugging Face's tokenizer.json, and
-// the specification comes from that text, through the one reader.
-// Thread: pure functions. Errors: a vocabulary too small for the parts above.
+// There are no merges: a word that is not in the list is spelled in bytes. Its text is Hugging Face's tokenizer.json,
+// and the specification comes from that text, through the one reader. Thread: pure functions. Errors: a vocabulary too
+// small for the parts above.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -5,7 +5,7 @@
 #include <set>
 
 #include "text/chat_template.h"
-#include "text/common_words.h"
+#include "text/english_words.h"
 #include "text/tokenizer.h"
 
 namespace ekiben::text {
@@ -25,14 +25,14 @@ TEST(SyntheticTokenizer, EveryIdHasATextAndNoTwoTheSame) {
   EXPECT_FALSE(SyntheticTokenizer(2'000'000).ok());
 }
 
-TEST(SyntheticTokenizer, CommonWordsAreOneTokenAndAllElseComesBack) {
+TEST(SyntheticTokenizer, EnglishWordsAreOneTokenAndAllElseComesBack) {
   auto spec = SyntheticTokenizer(49152);
   ASSERT_TRUE(spec.ok());
   auto tokenizer = Tokenizer::Create(*std::move(spec));
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
   std::string text;
-  for (std::string_view word : CommonWords()) text += (text.empty() ? "" : " ") + std::string(word);
-  EXPECT_EQ((*tokenizer)->Encode(text, {}).size(), CommonWords().size());
+  for (std::string_view word : EnglishWords()) text += (text.empty() ? "" : " ") + std::string(word);
+  EXPECT_EQ((*tokenizer)->Encode(text, {}).size(), EnglishWords().size());
   for (std::string odd : {"naïve xylophone 12345 日本語", "  two  spaces\n\nlines ", "a", ""})
     EXPECT_EQ((*tokenizer)->Decode((*tokenizer)->Encode(odd, {}), {}), odd);
 }

@@ -152,8 +152,7 @@ Result<void> WriteSyntheticCheckpoint(std::string_view shape, uint64_t seed, con
   Result<void> result = WriteAll(shape, config, seed, incoming, progress);
   if (result.ok()) {
     std::filesystem::rename(incoming, folder, code);
-    if (code)
-      result = Error(Code::kInternal, fmt::format("{}: cannot create: {}", folder.string(), code.message()));
+    if (code) result = Error(Code::kInternal, fmt::format("{}: cannot create: {}", folder.string(), code.message()));
   }
   std::filesystem::remove_all(incoming, code);
   return result;

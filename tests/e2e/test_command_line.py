@@ -40,7 +40,7 @@ class CommandLine(unittest.TestCase):
             self.assertIn(word, lines[0])
 
     def test_help_of_every_command(self):
-        for command in ("build", "serve", "chat", "generate", "bench", "models", "inspect", "check", "kernels"):
+        for command in ("build", "serve", "chat", "generate", "bench", "models", "inspect", "check", "kernels", "synth"):
             run = ekiben(command, "--help")
             self.assertEqual(run.returncode, 0, run.stderr)
             self.assertIn(command, run.stdout)
@@ -98,7 +98,9 @@ class CommandLine(unittest.TestCase):
         (["--max_seq_len", 9000], ["max_seq_len", "9000", "8192"]),
         (["--gemm_plugin", "cublas"], ["gemm_plugin", "cublas", "disable"]),
         (["--kv_cache_type", "continuous"], ["kv_cache_type", "continuous", "paged"]),
-        (["--max_num_tokens", 64], ["max_num_tokens", "64", "max_batch_size of 128"]),
+        (["--max_num_tokens", 64, "--max_batch_size", 128], ["max_num_tokens", "64", "max_batch_size of 128"]),
+        (["--device", "tpu"], ["--device", "tpu"]),
+        (["--device", "cuda", "--dtype", "int4"], ["dtype", "int4", "auto, bf16"]),
         (["--opt_num_tokens", 64], ["opt_num_tokens", "64", "--multiple_profiles disable"]),
         (["--multiple_profiles", "perhaps"], ["--multiple_profiles", "perhaps"]),
         (["--no_such_option", 1], ["--no_such_option", "--help"]),
@@ -108,6 +110,9 @@ class CommandLine(unittest.TestCase):
         (["--max_batch_size", 17], ["max_batch_size", "17", "16", "ekiben build"]),
         (["--max_seq_len", 2000], ["max_seq_len", "2000", "1024", "ekiben build"]),
         (["--dtype", "f32"], ["dtype", "f32", "auto", "ekiben build"]),
+        (["--device", "gpu"], ["--device", "gpu", "cpu,cuda,fake"]),
+        (["--device", "cuda"], ["device", "--device cpu"]),  # no GPU here; with one, an engine built for the CPU
+        (["--synth", "llama-3-8b"], ["synth", "llama-3-8b", "leave one out"]),
         (["--port", 99999], ["--port", "99999", "65535"]),
         (["--port", "http"], ["--port", "http"]),
         (["--host", "300.1.1.1"], ["host", "300.1.1.1"]),
@@ -149,6 +154,11 @@ class CommandLine(unittest.TestCase):
             (["build", MODEL, "-o", "/proc/nowhere/x"], ["/proc/nowhere/x"]),
             (["chat", "nosuchtag:latest"], ["nosuchtag", "models list"]),
             (["generate", self.engine, "-i", self.folder / "none.jsonl", "-o", self.folder / "o.jsonl"], ["none.jsonl"]),
+            (["serve"], ["MODEL is required", "--synth"]),
+            (["serve", "--synth", "llama-3-8b"], ["synth", "--device cuda", "ekiben synth llama-3-8b -o"]),
+            (["serve", "--synth", "llama-9", "--device", "fake"], ["synth", "llama-9", "llama-3-8b"]),
+            (["synth", "llama-9", "-o", notes], ["synth", "llama-9", "llama-3-8b"]),
+            (["synth", "smollm2-135m", "-o", notes], ["notes", "exists"]),
             (["bench", "--url", "ftp://x"], ["ftp://x", "http://"]),
             (["bench", "--users", "0"], ["users", "0", "100000"]),
             (["bench", "--api", "soap"], ["--api", "soap", "chat, completions, generate"]),
@@ -157,6 +167,15 @@ class CommandLine(unittest.TestCase):
             with self.subTest(args=args):
                 self.assert_refused(ekiben(*args, timeout=60), *words)
         self.assertEqual((notes / "mine.txt").read_text(), "keep")
+
+    def test_an_engine_for_another_device(self):
+        engine = self.folder / "for_cuda"
+        run = ekiben("build", MODEL, "-o", engine, "--device", "cuda", "--json")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        built = json.loads(run.stdout)["build_config"]
+        self.assertEqual((built["dtype"], built["tokens_per_block"], built["max_batch_size"]), ("bf16", 64, 256))
+        self.assert_refused(ekiben("serve", engine, timeout=60), "device", "built for cuda", "--device cuda",
+                            f"ekiben build CHECKPOINT -o {engine} --device cpu")
 
     def test_lower_limits_need_no_build(self):
         prompts, out = self.folder / "lp.jsonl", self.folder / "lo.jsonl"
