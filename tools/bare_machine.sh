@@ -44,7 +44,8 @@ echo "commit $(git -C "$folder/origin.git" rev-parse --short HEAD), $(nproc) cor
 answered() {
   curl -sf -N "http://127.0.0.1:$port/v1/chat/completions" -H 'Content-Type: application/json' -d '{
     "model": "SmolLM2-135M-Instruct", "stream": true, "max_tokens": 5,
-    "messages": [{"role": "user", "content": "Why is the sky blue?"}]}' 2>/dev/null | grep -q '"content":"[^"]'
+    "messages": [{"role": "user", "content": "Why is the sky blue?"}]}' >"$folder/answer" 2>/dev/null &&
+    grep -q '"content":"[^"]' "$folder/answer"
 }
 first_answer() {
   local begin
