@@ -91,7 +91,7 @@ void AddBenchCommand(CLI::App& app, Outcome& outcome) {
   command->add_option("--output", options->output, "Also write the JSON report to this file");
   command->add_option("--commit", b.commit, "Repeated in the report");
   command->add_flag("--json", options->json, "The report as JSON on standard output");
-  AddSynthOption(*command, options->source);
+  AddDeviceOptions(*command, options->source);
   AddEngineOptions(*command, options->source);
   AddRuntimeOptions(*command, options->stack);
   command->callback([options, command, &outcome] {

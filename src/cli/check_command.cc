@@ -174,7 +174,8 @@ void AddCheckCommand(CLI::App& app, Outcome& outcome) {
   auto options = std::make_shared<CheckOptions>();
   CLI::App* command =
       app.add_subcommand("check", "Compare a model's logits with recorded ones; exit code 1 when apart");
-  AddEngineSource(*command, options->source);
+  AddModel(*command, options->source)->required();
+  AddEngineOptions(*command, options->source);
   command->add_option("--against", options->against, "A .golden file, or a folder of them")->required();
   command->add_option("--threads", options->threads, "Compute threads; 0: one for each core")
       ->capture_default_str()

@@ -98,7 +98,8 @@ void AddKernelsCommand(CLI::App& app, Outcome& outcome) {
   auto options = std::make_shared<KernelsOptions>();
   CLI::App* command = app.add_subcommand(
       "kernels", "Every op at the served shapes: time, bytes, operations, share of the measured peaks");
-  AddEngineSource(*command, options->source);
+  AddModel(*command, options->source)->required();
+  AddEngineOptions(*command, options->source);
   command->add_option("--tokens", options->tokens, "Token counts")->delimiter(',')->capture_default_str();
   command->add_option("--kv_tokens", options->kv_tokens, "Cached tokens before each generating sequence")
       ->capture_default_str();

@@ -75,11 +75,6 @@ void AddBuildOptions(CLI::App& app, BuildConfig& b, RunLimits& limits) {
 }
 
 void AddEngineOptions(CLI::App& app, EngineSource& source) {
-  app.add_option("--device", source.device,
-                 "cpu; cuda: one Hopper GPU; or fake: hashed tokens at no cost, to measure everything around the model")
-      ->check(CLI::IsMember({"cpu", "cuda", "fake"}))
-      ->group("Run time")
-      ->capture_default_str();
   AddLimitOptions(app, source.limits,
                   "Limits (at most what the engine was built with; a checkpoint's engine takes any)",
                   "the engine's, else ");
@@ -155,7 +150,12 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
                      "Threads that detokenize and match stop strings"));
 }
 
-void AddSynthOption(CLI::App& app, EngineSource& source) {
+void AddDeviceOptions(CLI::App& app, EngineSource& source) {
+  app.add_option("--device", source.device,
+                 "cpu; cuda: one Hopper GPU; or fake: hashed tokens at no cost, to measure everything around the model")
+      ->check(CLI::IsMember({"cpu", "cuda", "fake"}))
+      ->group("Run time")
+      ->capture_default_str();
   app.add_option("--synth", source.synth,
                  fmt::format("Instead of a model: random weights, made on the GPU, in the shape of {}",
                              fmt::join(PublishedShapeNames(), ", ")))
@@ -163,12 +163,16 @@ void AddSynthOption(CLI::App& app, EngineSource& source) {
   app.add_option("--synth_seed", source.synth_seed, "Of the weights that --synth makes")->capture_default_str();
 }
 
-void AddEngineSource(CLI::App& app, EngineSource& source) {
-  app.add_option(
+CLI::Option* AddModel(CLI::App& app, EngineSource& source) {
+  return app.add_option(
       "MODEL", source.text,
       "An engine folder, a checkpoint (GGUF file or Hugging Face folder) or a tag of the model store; what is "
       "no engine yet is built once into the cache");
-  AddSynthOption(app, source);
+}
+
+void AddEngineSource(CLI::App& app, EngineSource& source) {
+  AddModel(app, source);
+  AddDeviceOptions(app, source);
   AddEngineOptions(app, source);
 }
 

@@ -40,9 +40,12 @@ void AddBuildOptions(CLI::App& app, BuildConfig& build, RunLimits& limits);
 void AddRuntimeOptions(CLI::App& app, StackOptions& options);
 // What a run may ask of its engine: lower limits, and how it is built where it is not an engine yet.
 void AddEngineOptions(CLI::App& app, EngineSource& source);
-// --synth alone, for a command that names its model by an option.
-void AddSynthOption(CLI::App& app, EngineSource& source);
-// The positional MODEL, --synth instead of it, and the options above.
+// The device that the model runs on, and --synth, whose weights are made there. Not of commands that only the CPU
+// serves.
+void AddDeviceOptions(CLI::App& app, EngineSource& source);
+// The positional MODEL; not required, because --synth may stand for it.
+CLI::Option* AddModel(CLI::App& app, EngineSource& source);
+// All three.
 void AddEngineSource(CLI::App& app, EngineSource& source);
 
 }  // namespace ekiben::cli

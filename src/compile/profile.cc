@@ -22,8 +22,7 @@ constexpr Nanos kWalkMax = std::chrono::milliseconds(5);
 constexpr int kRounds = 5, kRoundsOfAll = 2;
 // Slower than the best by this after those, it is out of this bucket's race, and by more, of the next bucket's too:
 // what a variant costs changes little from one bucket to the next. Only where a walk passes many weights: one weight
-// (the head) is a call or few, a slow moment at one token put all but one variant out for good, and the head was 13 to
-// 22 % slower than need be from 16 to 64 tokens in two builds of four.
+// (the head) is a call or few, a slow moment at one token put all but one variant out for good.
 constexpr double kContender = 1.06, kContenderNext = 1.3;
 constexpr int64_t kWeightsOfALongWalk = 8;
 // A call of this length averages disturbances by itself: one walk decides.

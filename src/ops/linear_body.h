@@ -33,7 +33,7 @@ namespace {
 #if defined(__AVX512F__)
 
 // Tokens of a block: their sums fit the registers, and their 64-byte codes the one-byte displacement of vpdpbusd's
-// broadcasts (longer ones cost 2 to 4 cycles a record of 18).
+// broadcasts (longer ones cost the decoder).
 constexpr int kInt4Tokens = 8, kInt8Tokens = 8;
 
 struct Ints {

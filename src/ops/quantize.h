@@ -57,7 +57,7 @@ constexpr int64_t kTileTokens = 128;
 static_assert(kTileTokens <= 256, "QuantSpike::place");
 
 // Spikes on their way into a tile's list. Several threads fill a tile, and an add to the list's count for every strip
-// with spikes, with the lines of the list going to and fro, was 40 % of the time of quantising.
+// with spikes sends the lines of the list to and fro between them.
 struct SpikeBuffer {
   static constexpr int32_t kSize = 256;
   int32_t count = 0;

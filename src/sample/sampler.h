@@ -9,7 +9,7 @@
 // The draw: weights relative to the best are integers (logit_scan.h), so that sums are exact. Tokens in the order of
 // their logits, the lower id first among equals: top_k keeps the first k; top_p the fewest of these that have its share
 // of their sum; min_p those of at least its weight. What is kept is laid out in the order of ids, and the token that
-// the draw's share of the sum falls on is the choice. The CUDA sampler (ops/sampling.cu) does the same to the bit.
+// the draw's share of the sum falls on is the choice.
 // Thread: Bind from the backend's; Sample for different slots at once from any.
 #pragma once
 #include <cstdint>

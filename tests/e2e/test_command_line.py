@@ -163,6 +163,8 @@ class CommandLine(unittest.TestCase):
             (["bench", "--users", "0"], ["users", "0", "100000"]),
             (["bench", "--api", "soap"], ["--api", "soap", "chat, completions, generate"]),
             (["check", self.engine, "--against", "/nowhere"], ["/nowhere"]),
+            (["check", self.engine, "--against", "/nowhere", "--device", "cuda"], ["--device"]),
+            (["kernels"], ["MODEL"]),
         ]:
             with self.subTest(args=args):
                 self.assert_refused(ekiben(*args, timeout=60), *words)

@@ -44,7 +44,7 @@ class Server:
         raise RuntimeError("not ready")
 
     def get(self, path):
-        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10 * SCALE)
         c.request("GET", path)
         r = c.getresponse()
         body = r.read()
@@ -81,7 +81,7 @@ def stream_request(port, prompt, max_tokens):
 
 
 def leave_in_mid_stream(port, i):
-    s = socket.create_connection(("127.0.0.1", port), timeout=60)
+    s = socket.create_connection(("127.0.0.1", port), timeout=60 * SCALE)
     body = json.dumps({"model": "m", "prompt": f"Story number {i}:", "max_tokens": 500, "stream": True,
                        "ignore_eos": True}).encode()
     s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
