@@ -21,7 +21,7 @@ constexpr size_t kTunedLayers = 6;
 Result<void> CheckSupported(const ModelConfig& config, const CudaModelLimits& limits) {
   RETURN_IF_ERROR(Validate(config));
   auto refuse = [](const char* field, int64_t value, const char* why) {
-    return Error(Code::kUnsupported, fmt::format("CUDA backend: {} {}: {}; use --backend cpu", field, value, why),
+    return Error(Code::kUnsupported, fmt::format("CUDA backend: {} {}: {}; use --device cpu", field, value, why),
                  field);
   };
   if (cuda::HeadStride(config.head_dim) == 0)

@@ -24,16 +24,16 @@ Result<CudaDeviceInfo> OpenCudaDevice() {
   cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0)
     return Error(Code::kUnsupported,
-                 fmt::format("no CUDA device: {}; use --backend cpu, or a machine with an NVIDIA driver and an H100",
+                 fmt::format("no CUDA device: {}; use --device cpu, or a machine with an NVIDIA driver and an H100",
                              status != cudaSuccess ? cudaGetErrorString(status) : "the driver lists none"),
-                 "backend");
+                 "device");
   cudaDeviceProp properties;
   RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties"));
   if (properties.major != kMajor || properties.minor != kMinor)
     return Error(Code::kUnsupported,
                  fmt::format("{} has compute capability {}.{}; the CUDA backend is built for {}.{} (Hopper) only",
                              properties.name, properties.major, properties.minor, kMajor, kMinor),
-                 "backend");
+                 "device");
   RETURN_IF_ERROR(CudaStatus(cudaSetDevice(0), "cudaSetDevice"));
   CudaDeviceInfo out;
   out.name = properties.name;
