@@ -26,11 +26,13 @@ uint64_t FreeMemoryBytes() {
   return uint64_t{1} << 30;
 }
 
+// Of the CPU's cache.
 Result<DType> KvDType(const std::string& option, const BuildConfig& build) {
   if (option == "bf16") return DType::kBF16;
   if (option == "f32") return DType::kF32;
   if (option == "auto") return build.dtype == "f32" ? DType::kF32 : DType::kBF16;
-  return Error(Code::kInvalid, fmt::format("kv_cache_dtype: '{}' is not one of auto, bf16, f32", option),
+  return Error(Code::kInvalid,
+               fmt::format("kv_cache_dtype: '{}' is not one of auto, bf16, f32; fp8 is the CUDA backend's", option),
                "kv_cache_dtype");
 }
 
@@ -69,9 +71,14 @@ Result<Nanos> ItlBudget(const std::string& option, bool cuda) {
 // The engine on a GPU, in the sizes that the CPU backend would have; without tensors, random weights.
 Result<CudaBackendParts> OpenCuda(const ModelConfig& model, const Engine& engine, const StackOptions& options,
                                   const ExecutorConfig& executor, uint64_t synth_seed) {
-  if (options.kv_cache_dtype == "f32")
-    return Error(Code::kUnsupported, "kv_cache_dtype: f32 is the CPU's; the CUDA backend keeps bf16", "kv_cache_dtype");
+  const std::string& kv = options.kv_cache_dtype;
+  if (kv != "auto" && kv != "bf16" && kv != "fp8")
+    return Error(Code::kInvalid,
+                 fmt::format("kv_cache_dtype: '{}' is not one of auto, bf16, fp8; f32 is the CPU's", kv),
+                 "kv_cache_dtype");
   CudaBackendConfig config;
+  config.fp8 = engine.build.dtype == "fp8";
+  config.fp8_kv_cache = kv == "fp8";
   config.max_batch_size = executor.max_batch_size;
   config.max_num_tokens = executor.max_num_tokens;
   config.max_seq_len = engine.build.max_seq_len;
@@ -115,7 +122,6 @@ Result<void> Stack::OpenText() {
 Result<void> Stack::OpenBackend(const EngineSource& source, const StackOptions& options, const ModelConfig& model,
                                 ExecutorConfig& executor) {
   const Engine& e = engine_;
-  ASSIGN_OR_RETURN(DType kv_dtype, KvDType(options.kv_cache_dtype, e.build));
   if (source.device == "cuda") {
     ASSIGN_OR_RETURN(CudaBackendParts parts, OpenCuda(model, e, options, executor, source.synth_seed));
     memory_ = std::move(parts.memory);
@@ -129,6 +135,7 @@ Result<void> Stack::OpenBackend(const EngineSource& source, const StackOptions& 
   config.max_num_tokens = executor.max_num_tokens;
   config.max_seq_len = e.build.max_seq_len;
   config.tokens_per_block = e.build.tokens_per_block;
+  ASSIGN_OR_RETURN(DType kv_dtype, KvDType(options.kv_cache_dtype, e.build));
   ASSIGN_OR_RETURN(config.kv_blocks, KvBlocks(options, e, kv_dtype, executor.max_batch_size));
   config.kv_dtype = kv_dtype;
   if (source.device == "fake") {

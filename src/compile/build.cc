@@ -15,13 +15,14 @@
 namespace ekiben {
 namespace {
 
-// What `auto` means: block formats keep their bits where a packing has them, floats keep 16 bits.
+// What `auto` means: block formats keep their bits where a packing has them, floats keep 16 bits. fp8 is what a GPU
+// makes of bf16 rows while it loads them.
 Packing PackingFor(const std::string& dtype, DType source, const PackRule& rule) {
   const bool automatic = dtype == "auto";
   Packing wanted = Packing::kInt8;
   if (dtype == "f32") {
     wanted = Packing::kF32;
-  } else if (dtype == "bf16" || (automatic && !IsBlocked(source))) {
+  } else if (dtype == "bf16" || dtype == "fp8" || (automatic && !IsBlocked(source))) {
     wanted = Packing::kBF16;
   } else if (dtype == "int4" || (automatic && IsLossless(Packing::kInt4Block32, source))) {
     wanted = Packing::kInt4Block32;

@@ -35,7 +35,7 @@ Result<void> Validate(const BuildConfig& build, const ModelConfig& model) {
   RETURN_IF_ERROR(OneOf("device", build.device, {"cpu", "cuda"}));
   const bool cuda = build.device == "cuda";
   if (cuda) {
-    RETURN_IF_ERROR(OneOf("dtype", build.dtype, {"auto", "bf16"}));
+    RETURN_IF_ERROR(OneOf("dtype", build.dtype, {"auto", "bf16", "fp8"}));
   } else {
     RETURN_IF_ERROR(OneOf("dtype", build.dtype, {"auto", "f32", "bf16", "int8", "int4"}));
   }

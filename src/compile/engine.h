@@ -22,7 +22,7 @@ namespace ekiben {
 // What the build is asked for. TensorRT-LLM's names (trtllm-build); each has an effect here or is refused.
 struct BuildConfig {
   std::string device = "cpu";  // cpu | cuda: what its packing and profiles are for
-  std::string dtype = "auto";  // auto | f32 | bf16 | int8 | int4
+  std::string dtype = "auto";  // auto | f32 | bf16 | int8 | int4; on cuda auto | bf16 | fp8
   int32_t max_batch_size = 128;
   int32_t max_num_tokens = 512;
   int32_t max_seq_len = 0;    // 0: the model's

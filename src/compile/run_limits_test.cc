@@ -50,6 +50,24 @@ TEST(RunLimitsTest, PackingAndProfileAreTheKey) {
   EXPECT_EQ(Key({.opt_num_tokens = 128, .multiple_profiles = false}, {}), one_choice);
 }
 
+// A GPU makes fp8 from bf16 rows, so the file is the same.
+TEST(RunLimitsTest, Fp8RunsFromAnEngineOfBf16AndBack) {
+  EXPECT_EQ(Key({.device = "cuda", .dtype = "fp8"}, {}), Key({.device = "cuda", .dtype = "bf16"}, {}));
+  for (const char* built : {"bf16", "fp8"}) {
+    Engine engine = Built();
+    engine.build.device = "cuda";
+    engine.build.dtype = built;
+    for (const char* asked : {"bf16", "fp8"}) {
+      auto run = CapBuilt(engine, {.device = "cuda", .dtype = asked}, {});
+      ASSERT_TRUE(run.ok()) << run.error().message();
+      EXPECT_EQ(run->dtype, asked);
+    }
+    EXPECT_EQ(CapBuilt(engine, {.device = "cuda"}, {})->dtype, built);
+    EXPECT_FALSE(CapBuilt(engine, {.device = "cuda", .dtype = "int8"}, {}).ok());
+  }
+  EXPECT_FALSE(CapBuilt(Built(), {.dtype = "fp8"}, {}).ok()) << "the CPU has no e4m3";
+}
+
 TEST(RunLimitsTest, OneLimitTakesTheOtherAlong) {
   EXPECT_EQ(WithLimits({}, {.max_num_tokens = 32}).max_batch_size, 32);
   EXPECT_EQ(WithLimits({}, {.max_batch_size = 1000}).max_num_tokens, 1000);
