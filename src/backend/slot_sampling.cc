@@ -33,7 +33,8 @@ bool IsPenalized(const SamplingParams& s) {
 
 bool IsPlainGreedy(const Request& request) {
   const SamplingParams& s = request.sampling;
-  return s.greedy() && !s.needs_history() && s.min_tokens == 0 && s.logprobs < 0 && s.logit_bias.empty() &&
+  const bool masks_ends = s.min_tokens > 0 && !request.stop_tokens.empty();
+  return s.greedy() && !s.needs_history() && !masks_ends && s.logprobs < 0 && s.logit_bias.empty() &&
          s.allowed_tokens.empty() && !request.prompt_logprobs;
 }
 

@@ -348,7 +348,12 @@ class CudaAttention : public CudaOps, public ::testing::WithParamInterface<Atten
 
 // Both element types of the cache; of e4m3 the reference takes the codes' values.
 TEST_P(CudaAttention, AgreesWithDouble) {
-  for (bool fp8 : {false, true}) Check(GetParam(), fp8);
+  AttentionCase c = GetParam();
+  if (emulated_ && c.kv_heads >= 4) {  // a quarter of the heads shows the same
+    c.query_heads /= 4;
+    c.kv_heads /= 4;
+  }
+  for (bool fp8 : {false, true}) Check(c, fp8);
 }
 
 void CudaAttention::Check(const AttentionCase& c, bool fp8) {
