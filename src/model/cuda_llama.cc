@@ -81,7 +81,7 @@ class CudaLlama::Loader {
       model_.layers_.push_back(std::move(layer));
     }
     ASSIGN_OR_RETURN(model_.final_norm_, Vector("final_norm", hidden));
-    ASSIGN_OR_RETURN(model_.lm_head_, MakeLinear("lm_head", c.vocab_size, hidden, false, model_.precision_.fp8_head));
+    ASSIGN_OR_RETURN(model_.lm_head_, MakeLinear("lm_head", c.vocab_size, hidden, false, false));
     RETURN_IF_ERROR(stream_.Wait());
     return CudaStatus(queue_.error, "loading weights");
   }
@@ -296,16 +296,12 @@ Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, c
   if (w.skinny != nullptr && tokens <= cuda::kSkinnyTokensMax) {
     w.skinny->Run(queue, x, tokens, out, out_f32);
   } else {
-    LtOperands operands{.w = w.weights.data(),
-                        .x = w.fp8 ? static_cast<const void*>(x.fp8) : x.bf16,
-                        .out = out,
-                        .w_scales = w.scales.as<float>(),
-                        .x_scales = x.scales};
+    LtOperands operands{.w = w.weights.data(), .x = w.fp8 ? static_cast<const void*>(x.fp8) : x.bf16, .out = out};
     RETURN_IF_ERROR(
         cublaslt_->Multiply(queue.stream, {tokens, w.out_features, w.in_features, w.fp8, out_f32}, operands));
   }
   cuda::Factors factors;
-  if (w.fp8 && !out_f32) factors = {w.scales.as<float>(), x.scales};
+  if (w.fp8) factors = {w.scales.as<float>(), x.scales};
   if (w.bias.size() == 0) return factors;
   cuda::AddBias(queue, static_cast<Bf16*>(out), factors, w.bias.as<float>(), tokens, w.out_features);
   return cuda::Factors{};
@@ -394,20 +390,15 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
     RETURN_IF_ERROR(Output(queue, layer.o, attention, tokens, delta));
     RETURN_IF_ERROR(Mlp(queue, layer, x, tokens, delta));
   }
-  cuda::AddRmsNorm(queue, h_.rows(lm_head_.fp8), x, delta_.as<Bf16>(), delta, final_norm_.as<float>(), c.rms_norm_eps,
-                   tokens, c.hidden_size);
+  cuda::AddRmsNorm(queue, h_.rows(false), x, delta_.as<Bf16>(), delta, final_norm_.as<float>(), c.rms_norm_eps, tokens,
+                   c.hidden_size);
   return {};
 }
 
 Result<void> CudaLlama::Head(cuda::Queue& queue, int32_t first, int32_t count, float* logits) {
   CHECK_LE(count, limits_.outputs_max);
-  cuda::Rows h = h_.rows(lm_head_.fp8);
-  if (lm_head_.fp8) {
-    h.fp8 += int64_t{first} * config_.hidden_size;
-    h.scales += first;
-  } else {
-    h.bf16 += int64_t{first} * config_.hidden_size;
-  }
+  cuda::Rows h = h_.rows(false);
+  h.bf16 += int64_t{first} * config_.hidden_size;
   ASSIGN_OR_RETURN(cuda::Factors none, Multiply(queue, lm_head_, h, count, logits, true));
   CHECK(none.columns == nullptr);
   return {};

@@ -29,7 +29,7 @@ struct CudaModelLimits {
 };
 
 struct CudaPrecision {
-  bool fp8_linears = false, fp8_head = false;
+  bool fp8_linears = false;  // of the layers; lm_head stays bf16
 };
 
 // One step, in device memory. Rows of any kind are packed: token t is position[t] of slot[t]'s sequence.

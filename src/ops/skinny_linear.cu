@@ -26,7 +26,6 @@ __host__ __device__ constexpr int StageColumns(bool fp8) {
 
 struct SkinnyArguments {
   void* out;
-  const float *w_scales, *x_scales;  // both or neither
   int m, n, k_chunks, stages;
   bool out_f32;
 };
@@ -195,14 +194,6 @@ __global__ void __launch_bounds__(SkinnyLayout<kTokens, kGroups>::kThreads, 1)
       }
       int column = tile * kRows + 4 * quad;
       if (column >= p.n) continue;
-      if (p.w_scales != nullptr) {
-        float4 scale = *reinterpret_cast<const float4*>(p.w_scales + column);
-        float of_token = p.x_scales[token];
-        total.x *= scale.x * of_token;
-        total.y *= scale.y * of_token;
-        total.z *= scale.z * of_token;
-        total.w *= scale.w * of_token;
-      }
       size_t at = static_cast<size_t>(token) * p.n + column;
       if (p.out_f32) {
         *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = total;
@@ -261,7 +252,6 @@ cudaError_t AllowShared() {
 
 struct SkinnyLinear::State {
   CUtensorMap w_map;
-  const float* w_scales = nullptr;
   bool fp8 = false;
   int n = 0, k = 0, groups = 1, splits = 1, multiprocessors = 132;
 
@@ -279,7 +269,6 @@ int SkinnyLinear::Prepare(const Rows& w, int32_t n, int32_t k) {
   if (allowed != cudaSuccess) return static_cast<int>(allowed);
   State& s = *state_;
   s.fp8 = w.bf16 == nullptr;
-  s.w_scales = w.scales;
   s.n = n;
   s.k = k;
   cudaError_t status = cudaDeviceGetAttribute(&s.multiprocessors, cudaDevAttrMultiProcessorCount, 0);
@@ -301,15 +290,7 @@ void SkinnyLinear::Run(Queue& queue, const Rows& x, int32_t m, void* out, bool o
   Kernel kernel = KernelFor(tile, s.groups, s.fp8);
   CUtensorMap x_map;
   Note(queue, s.Encode(&x_map, x, m, tile));
-  const bool complete = s.fp8 && out_f32;
-  SkinnyArguments arguments = {out,
-                               complete ? s.w_scales : nullptr,
-                               complete ? x.scales : nullptr,
-                               m,
-                               s.n,
-                               (s.k + columns - 1) / columns,
-                               kernel.stages,
-                               out_f32};
+  SkinnyArguments arguments = {out, m, s.n, (s.k + columns - 1) / columns, kernel.stages, out_f32};
   int tiles = (s.n + kernel.rows - 1) / kernel.rows, resident = s.multiprocessors / s.splits;
   auto ctas = static_cast<unsigned>(s.splits * (tiles < resident ? tiles : resident));
   LaunchCluster(queue, kernel.function, dim3(ctas), dim3(static_cast<unsigned>(s.splits)), kernel.threads,

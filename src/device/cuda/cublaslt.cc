@@ -91,7 +91,6 @@ struct CublasLt::Plan {
   const Library& lt;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
-  bool scaled = false;  // takes factors
   cublasLtMatmulHeuristicResult_t candidates[kCandidatesMax];
   size_t count = 0, choice = 0;
 };
@@ -120,12 +119,7 @@ Result<void> CublasLt::Describe(const LtShape& shape, Plan& plan) {
   };
   RETURN_IF_ERROR(LtStatus(lt.cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation"));
   RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T));
-  plan.scaled = shape.fp8 && shape.out_f32;
-  if (shape.fp8) RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, static_cast<int8_t>(plan.scaled ? 0 : 1)));
-  if (plan.scaled) {
-    RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F));
-    RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F));
-  }
+  if (shape.fp8) RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1}));
   auto n = static_cast<uint64_t>(shape.n), k = static_cast<uint64_t>(shape.k), m = static_cast<uint64_t>(shape.m);
   cudaDataType_t in = shape.fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF, out = shape.out_f32 ? CUDA_R_32F : CUDA_R_16BF;
   RETURN_IF_ERROR(LtStatus(lt.cublasLtMatrixLayoutCreate(&plan.w, in, k, n, shape.k), "layout of w"));
@@ -158,12 +152,6 @@ Result<CublasLt::Plan*> CublasLt::Find(const LtShape& shape) {
 }
 
 Result<void> CublasLt::Run(CUstream_st* stream, const Plan& plan, size_t candidate, const LtOperands& operands) {
-  if (plan.scaled) {
-    for (auto [attribute, scales] : {std::pair{CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, operands.w_scales},
-                                     std::pair{CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, operands.x_scales}})
-      RETURN_IF_ERROR(LtStatus(
-          library_->cublasLtMatmulDescSetAttribute(plan.operation, attribute, &scales, sizeof scales), "scales"));
-  }
   const float one = 1, zero = 0;
   return LtStatus(
       library_->cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), plan.operation, &one, operands.w, plan.w,

@@ -2,9 +2,9 @@
 // without the library still runs everything else.
 //
 // One plan per shape, found at its first use and kept: cuBLASLt's first candidate, or the fastest when Tune timed them
-// before. Sums are f32; `out` is bf16 or f32. Of e4m3 operands a bf16 output is the product of the codes, with the
-// tensor cores' fast accumulation; an f32 one is complete, multiplied by a factor per row of w and of x (cuBLASLt's
-// outer-vector mode, up to 1.9 times slower with few rows: docs/gpu.md, ladder 1).
+// before. Sums are f32; `out` is bf16 or f32. Of e4m3 operands it is the product of the codes, with the tensor cores'
+// fast accumulation: the mode that takes a factor per row of w and of x costs up to 1.9 times as much with few rows
+// (docs/gpu.md, ladder 1) and does not write f32.
 // Row-major throughout: column-major T,N inside. Thread: one.
 #pragma once
 #include <compare>
@@ -25,11 +25,10 @@ struct LtShape {
   auto operator<=>(const LtShape&) const = default;
 };
 
-// Device addresses, 16-byte aligned. Scales: [n] and [m], of e4m3 with an f32 output only.
+// Device addresses, 16-byte aligned.
 struct LtOperands {
   const void *w = nullptr, *x = nullptr;
   void* out = nullptr;
-  const float *w_scales = nullptr, *x_scales = nullptr;
 };
 
 class CublasLt {
