@@ -96,8 +96,6 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   static const std::map<std::string, ChunkingPolicy> kChunking = {
       {"first_come_first_served", ChunkingPolicy::kFirstComeFirstServed},
       {"equal_progress", ChunkingPolicy::kEqualProgress}};
-  static const std::map<std::string, ContextAdmissionPolicy> kAdmission = {{"paced", ContextAdmissionPolicy::kPaced},
-                                                                           {"greedy", ContextAdmissionPolicy::kGreedy}};
   ExecutorConfig& e = o.executor;
   add(app.add_option("--threads", o.threads, "Compute threads; 0: one for each core")->check(CLI::Range(0, 1024)));
   AddChoice(app, "--batch_scheduler_policy", e.batch_scheduler_policy, kPolicies,
@@ -110,15 +108,17 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   AddChoice(app, "--context_chunking_policy", e.context_chunking_policy, kChunking,
             "first_come_first_served, or equal_progress")
       ->group(kGroup);
-  AddChoice(app, "--context_admission_policy", e.context_admission_policy, kAdmission,
-            "paced: a step takes half of the waiting prompts, and those who came together leave apart; greedy: all "
-            "that fit")
-      ->group(kGroup);
+  add(app.add_option(
+             "--context_admission_policy", o.context_admission_policy,
+             "paced: a step takes half of the waiting prompts, and those who came together leave apart; greedy: "
+             "all that fit; auto: greedy on cuda, paced elsewhere")
+          ->check(CLI::IsMember({"auto", "paced", "greedy"})));
   add_switch("--enable_chunked_context", e.enable_chunked_context,
              "Split long prompts over steps, so that generation goes on beside them");
-  add(app.add_option("--itl_budget_ms", o.itl_budget_ms,
-                     "Bound of a step's time while something generates, kept by cutting context: milliseconds; off; "
-                     "auto: on cuda 1.5 steps of generation alone, where its steps' costs are known, off on a CPU"));
+  add(app.add_option(
+      "--itl_budget_ms", o.itl_budget_ms,
+      "Bound of a step's time while something generates, kept by cutting context: milliseconds; off; "
+      "auto: on cuda 1.5 to 1.9 steps of generation alone, where its steps' costs are known, off on a CPU"));
   app.add_option(
          "--step_timeout_s", o.step_timeout_s,
          "A step that takes longer is a device fault: its requests fail, serve ends with exit code 1; 0: never; "

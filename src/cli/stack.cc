@@ -167,6 +167,12 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   if (window > 0 && (model.sliding_window == 0 || window < model.sliding_window)) model.sliding_window = window;
   ExecutorConfig executor = options.executor;
   ASSIGN_OR_RETURN(executor.itl_budget, ItlBudget(options.itl_budget_ms, source.device == "cuda"));
+  // On a GPU a prompt of its own length costs a few milliseconds: who waits for a turn waits longer than it saves
+  // others.
+  const std::string& admission = options.context_admission_policy;
+  executor.context_admission_policy = admission == "greedy" || (admission == "auto" && source.device == "cuda")
+                                          ? ContextAdmissionPolicy::kGreedy
+                                          : ContextAdmissionPolicy::kPaced;
   executor.step_timeout =
       Nanos(static_cast<int64_t>(options.step_timeout_s.value_or(source.device == "cuda" ? 60 : 0) * 1e9));
   executor.max_attention_window_size = model.sliding_window;  // blocks behind the window are given back

@@ -22,6 +22,7 @@ namespace ekiben::cli {
 struct StackOptions {
   ExecutorConfig executor;
   std::string itl_budget_ms = "auto";                // auto, off or milliseconds
+  std::string context_admission_policy = "auto";     // auto, paced or greedy
   std::optional<double> step_timeout_s;              // none: a minute on cuda, no limit elsewhere
   int32_t threads = 0;                               // 0: one for each core
   std::optional<double> kv_cache_free_mem_fraction;  // nullopt: the device's default

@@ -8,8 +8,10 @@
 namespace ekiben {
 namespace {
 
-constexpr double kAutoBound = 1.5;          // of a generation step
-constexpr double kFirstTokenNanos = 500e6;  // and twice what the prompt takes alone
+// Of a generation step; the wide one stays under two.
+constexpr double kAutoBound = 1.5, kAutoBoundWide = 1.9;
+// When a first token should come, and must: so long, and so many times what the prompt takes alone.
+constexpr double kSoonNanos = 100e6, kSoonTimes = 1.25, kLateNanos = 500e6, kLateTimes = 2;
 constexpr double kScaleMin = 0.25, kScaleMax = 2;
 constexpr double kForget = 0.1;  // of what was learnt, by one step
 // Fewer pairs than a prompt of 512 tokens has drown in what the table does not know.
@@ -70,14 +72,19 @@ int32_t ContextAllowance::TokensAt(int32_t position, int32_t wanted, int32_t row
 
 ContextAllowance AllowanceFor(const StepCosts& costs, int32_t rows, Nanos bound, const OldestContext& oldest) {
   if (!costs.known() || rows == 0) return {};
-  ContextAllowance out{&costs, bound > Nanos(0) ? InNanos(bound) : kAutoBound * costs.Generation(rows)};
+  const double generation = costs.Generation(rows);
+  ContextAllowance out{&costs, bound > Nanos(0) ? InNanos(bound) : kAutoBound * generation};
   if (oldest.tokens_left == 0) return out;
-  double alone = costs.Mixed(0, oldest.tokens_all, ContextPairs(0, oldest.tokens_all));
-  // Chunks get smaller as keys get more: the middle one stands for all.
-  int32_t chunk = out.TokensAt(oldest.position + oldest.tokens_left / 2, oldest.tokens_left, rows, 0, 0);
-  double steps = std::ceil(static_cast<double>(oldest.tokens_left) / std::max(chunk, 1));
-  bool late = InNanos(oldest.waited) + steps * out.nanos_max > kFirstTokenNanos + 2 * alone;
-  return late ? ContextAllowance{} : out;
+  const double alone = costs.Mixed(0, oldest.tokens_all, ContextPairs(0, oldest.tokens_all));
+  // When the oldest has its first token, from its arrival on, if every step takes its allowance.
+  auto first_token = [&] {
+    // Chunks get smaller as keys get more: the middle one stands for all.
+    int32_t chunk = out.TokensAt(oldest.position + oldest.tokens_left / 2, oldest.tokens_left, rows, 0, 0);
+    double steps = std::ceil(static_cast<double>(oldest.tokens_left) / std::max(chunk, 1));
+    return InNanos(oldest.waited) + steps * out.nanos_max;
+  };
+  if (bound == Nanos(0) && first_token() > kSoonNanos + kSoonTimes * alone) out.nanos_max = kAutoBoundWide * generation;
+  return first_token() > kLateNanos + kLateTimes * alone ? ContextAllowance{} : out;
 }
 
 }  // namespace ekiben

@@ -67,9 +67,10 @@ struct OldestContext {
   int32_t position = 0, tokens_left = 0, tokens_all = 0;
 };
 
-// The allowance of a step with `rows` generated tokens. `bound`: of its time; zero: 1.5 steps of generation alone.
-// None while nothing generates, and none when the oldest context would otherwise have its first token later than half
-// a second and twice its own time: under overload tokens per second count, not their regularity.
+// The allowance of a step with `rows` generated tokens. `bound`: of its time; zero: 1.5 steps of generation alone, or
+// 1.9 while the oldest context would otherwise have its first token later than 0.1 s and 1.25 times its own time. None
+// while nothing generates, and none when that would be later than half a second and twice its own time even so: under
+// overload tokens per second count, not their regularity.
 ContextAllowance AllowanceFor(const StepCosts& costs, int32_t rows, Nanos bound, const OldestContext& oldest);
 
 }  // namespace ekiben

@@ -69,6 +69,17 @@ TEST(AllowanceFor, IsAHalfMoreThanAGenerationStepUnlessABoundIsGiven) {
   EXPECT_EQ(AllowanceFor(StepCosts(), 64, milliseconds(30), {}).costs, nullptr) << "nothing is known";
 }
 
+TEST(AllowanceFor, WidensWhileTheOldestPromptHasLong) {
+  StepCosts costs = Table();
+  auto bound = [&](Nanos waited, int32_t tokens, Nanos given) {
+    return AllowanceFor(costs, 64, given, {waited, 0, tokens, tokens}).nanos_max;
+  };
+  EXPECT_EQ(bound(milliseconds(0), 100, Nanos(0)), 7.5e6);
+  EXPECT_EQ(bound(milliseconds(200), 100, Nanos(0)), 9.5e6) << "it has waited";
+  EXPECT_EQ(bound(milliseconds(0), 8192, Nanos(0)), 9.5e6) << "it is long";
+  EXPECT_EQ(bound(milliseconds(0), 8192, milliseconds(6)), 6e6) << "a bound that was given stays";
+}
+
 TEST(AllowanceFor, GivesWayWhenTheOldestPromptWouldBeLate) {
   StepCosts costs = Table();
   auto limited = [&](Nanos waited, int32_t tokens) {
