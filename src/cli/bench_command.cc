@@ -77,6 +77,8 @@ void AddBenchCommand(CLI::App& app, Outcome& outcome) {
                           "Instead of users: that many requests at once, context and generation measured apart"));
   add(command->add_option("--repeat", options->repeat, "Bursts; the medians are reported"));
   add(command->add_option("--prompt_tokens", b.prompt_tokens, "Length of the random prompts"));
+  add(command->add_option("--prompt_tokens_min", b.prompt_tokens_min,
+                          "Draw each prompt's length evenly from here to prompt_tokens; 0: all of one length"));
   add(command->add_option("--output_tokens", b.output_tokens, "max_tokens of each request"));
   add(command->add_option("--shared_prefix_tokens", b.shared_prefix_tokens, "First tokens that all prompts share"));
   command->add_option("--prompts_file", b.prompts_file, "JSONL of prompts or messages instead of random words");

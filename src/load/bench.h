@@ -39,9 +39,10 @@ struct BenchConfig {
   double report_every_s = 5;
   double pause_s = 1;  // between levels, for the server to end what was cut off
   int32_t prompt_tokens = 100, output_tokens = 64, shared_prefix_tokens = 0;
-  std::string prompts_file;      // JSONL; replaces random words
-  std::optional<uint64_t> seed;  // nullopt: drawn from the wall clock, so that a second run repeats no prompt
-  bool ignore_eos = false;       // ask for exactly output_tokens and count answers of another length
+  int32_t prompt_tokens_min = 0;  // above 0: lengths are drawn evenly from here to prompt_tokens
+  std::string prompts_file;       // JSONL; replaces random words
+  std::optional<uint64_t> seed;   // nullopt: drawn from the wall clock, so that a second run repeats no prompt
+  bool ignore_eos = false;        // ask for exactly output_tokens and count answers of another length
   double temperature = 0;
   std::string extra_json;  // members added to each request body: an object's text, "{\"cache_prompt\":false}"
   std::string api_key;

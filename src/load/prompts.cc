@@ -26,6 +26,11 @@ std::string Repeat(std::string_view word, int32_t times) {
   return out;
 }
 
+std::string LengthOf(const PromptOptions& options) {
+  if (options.prompt_tokens_min == 0) return fmt::format("{}", options.prompt_tokens);
+  return fmt::format("{} to {}", options.prompt_tokens_min, options.prompt_tokens);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<PromptSource>> PromptSource::Create(const PromptOptions& options, const CountTokens& count) {
@@ -36,6 +41,12 @@ Result<std::unique_ptr<PromptSource>> PromptSource::Create(const PromptOptions& 
   if (options.prompt_tokens < 1 || options.prompt_tokens > 10'000'000) {
     return Error(Code::kInvalid, fmt::format("prompt_tokens: {} is not in 1..10,000,000", options.prompt_tokens),
                  "prompt_tokens");
+  }
+  if (options.prompt_tokens_min < 0 || options.prompt_tokens_min > options.prompt_tokens) {
+    return Error(Code::kInvalid,
+                 fmt::format("prompt_tokens_min: {} is not in 0..prompt_tokens ({})", options.prompt_tokens_min,
+                             options.prompt_tokens),
+                 "prompt_tokens_min");
   }
   std::unique_ptr<PromptSource> out(new PromptSource(options));
   if (!options.file.empty()) {
@@ -51,8 +62,7 @@ Result<std::unique_ptr<PromptSource>> PromptSource::Create(const PromptOptions& 
     why = calibrated.error().message();
   }
   out->words_ = text::EnglishWords();
-  out->words_per_prompt_ = options.prompt_tokens;
-  out->description_ = fmt::format("random words, {} words, lengths not exact: {}", options.prompt_tokens, why);
+  out->description_ = fmt::format("random words, {} words, lengths not exact: {}", LengthOf(options), why);
   return out;
 }
 
@@ -86,29 +96,30 @@ Result<void> PromptSource::Calibrate(const CountTokens& count) {
                              words_.size(), kWordsMin),
                  "prompt_tokens");
   }
-  words_per_prompt_ = options_.prompt_tokens - base;
-  if (words_per_prompt_ < 1) {
-    return Error(
-        Code::kInvalid,
-        fmt::format("prompt_tokens: {} leaves no room: the template alone is {} tokens", options_.prompt_tokens, base),
-        "prompt_tokens");
+  base_ = base;
+  const bool drawn = options_.prompt_tokens_min > 0;
+  const int32_t shortest = drawn ? options_.prompt_tokens_min : options_.prompt_tokens;
+  if (shortest <= base) {
+    const char* field = drawn ? "prompt_tokens_min" : "prompt_tokens";
+    return Error(Code::kInvalid,
+                 fmt::format("{}: {} leaves no room: the template alone is {} tokens", field, shortest, base), field);
   }
   exact_ = true;
   for (uint32_t i = 0; i < kProofs; ++i) {
     std::string text;
-    AppendWords(UINT32_MAX, i, 0, text);
+    AppendWords(options_.prompt_tokens, UINT32_MAX, i, 0, text);
     ASSIGN_OR_RETURN(int32_t tokens, count(text));
     if (tokens != options_.prompt_tokens) exact_ = false;
   }
   description_ = fmt::format("random words, {} tokens{} ({} of them around the words), from {} words of one token",
-                             options_.prompt_tokens, exact_ ? " exactly" : " about", base, words_.size());
+                             LengthOf(options_), exact_ ? " exactly" : " about", base, words_.size());
   return {};
 }
 
-void PromptSource::AppendWords(uint32_t level, uint32_t user, uint32_t number, std::string& out) const {
+void PromptSource::AppendWords(int32_t tokens, uint32_t level, uint32_t user, uint32_t number, std::string& out) const {
   PhiloxKey key{static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)};
   PhiloxCounter draw{};
-  for (int32_t i = 0; i < words_per_prompt_; ++i) {
+  for (int32_t i = 0; i < tokens - base_; ++i) {
     auto position = static_cast<uint32_t>(i);
     bool shared = i < options_.shared_prefix_tokens;
     if (i % 4 == 0 || i == options_.shared_prefix_tokens) {
@@ -124,13 +135,20 @@ void PromptSource::AppendWords(uint32_t level, uint32_t user, uint32_t number, s
 Prompt PromptSource::Fill(uint32_t level, uint32_t user, uint32_t number, std::string& scratch) const {
   Prompt prompt;
   prompt.max_tokens = options_.output_tokens;
+  const PhiloxKey key{static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)};
   if (lines_.empty()) {
+    prompt.tokens = options_.prompt_tokens;
+    if (options_.prompt_tokens_min > 0) {
+      // The words have other counters.
+      uint64_t draw = Philox4x32({UINT32_MAX, number, user, level}, key)[0];
+      auto lengths = static_cast<uint64_t>(options_.prompt_tokens - options_.prompt_tokens_min + 1);
+      prompt.tokens = options_.prompt_tokens_min + static_cast<int32_t>((draw * lengths) >> 32);
+    }
     scratch.clear();
-    AppendWords(level, user, number, scratch);
+    AppendWords(prompt.tokens, level, user, number, scratch);
     prompt.text = scratch;
     return prompt;
   }
-  PhiloxKey key{static_cast<uint32_t>(options_.seed), static_cast<uint32_t>(options_.seed >> 32)};
   uint32_t draw = Philox4x32({0, number, user, level}, key)[0];
   const Line& line = lines_[(uint64_t{draw} * lines_.size()) >> 32];
   prompt.text = line.text;

@@ -24,6 +24,7 @@ using CountTokens = std::function<Result<int32_t>(std::string_view)>;
 
 struct PromptOptions {
   int32_t prompt_tokens = 100;       // of the whole prompt, template and begin token included
+  int32_t prompt_tokens_min = 0;     // above 0: each prompt's length is drawn evenly from here to prompt_tokens
   int32_t shared_prefix_tokens = 0;  // the first so many words are equal in all prompts
   int32_t output_tokens = 64;
   uint64_t seed = 1;
@@ -38,9 +39,8 @@ class PromptSource {
   // The prompt of the `number`-th request of `user` in `level`. Words are written to `scratch`.
   Prompt Fill(uint32_t level, uint32_t user, uint32_t number, std::string& scratch) const;
 
-  // Prompt lengths are known: the server's usage must repeat prompt_tokens().
+  // Prompt lengths are known: the server's usage must repeat Prompt::tokens.
   bool exact() const { return exact_; }
-  int32_t prompt_tokens() const { return options_.prompt_tokens; }
   // Some lines of the file are conversations, which only a chat API can take.
   bool has_conversations() const { return has_conversations_; }
   // One line for the report: "random words, 100 tokens exactly (12 by the template), 497 words".
@@ -56,11 +56,12 @@ class PromptSource {
   explicit PromptSource(const PromptOptions& options) : options_(options) {}
   Result<void> ReadFile();
   Result<void> Calibrate(const CountTokens& count);
-  void AppendWords(uint32_t level, uint32_t user, uint32_t number, std::string& out) const;
+  // Of `tokens` in all, the template's included.
+  void AppendWords(int32_t tokens, uint32_t level, uint32_t user, uint32_t number, std::string& out) const;
 
   PromptOptions options_;
   bool exact_ = false, has_conversations_ = false;
-  int32_t words_per_prompt_ = 0;
+  int32_t base_ = 0;  // tokens around the words
   std::vector<std::string_view> words_;
   std::vector<Line> lines_;
   std::string description_;

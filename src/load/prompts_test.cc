@@ -51,6 +51,29 @@ TEST(Prompts, HaveTheExactLengthAndDifferFromTheFirstWordOn) {
   EXPECT_GT(openings.size(), 990u);
 }
 
+TEST(Prompts, HaveLengthsDrawnEvenly) {
+  PromptOptions options;
+  options.prompt_tokens_min = 30;
+  options.prompt_tokens = 150;
+  auto source = *PromptSource::Create(options, ToyCount);
+  EXPECT_NE(source->description().find("30 to 150 tokens exactly"), std::string::npos) << source->description();
+  std::string scratch;
+  double sum = 0;
+  int32_t least = 1000, most = 0;
+  for (uint32_t number = 0; number < 2000; ++number) {
+    Prompt prompt = source->Fill(0, 1, number, scratch);
+    EXPECT_EQ(*ToyCount(prompt.text), prompt.tokens);
+    sum += prompt.tokens;
+    least = std::min(least, prompt.tokens);
+    most = std::max(most, prompt.tokens);
+  }
+  EXPECT_EQ(least, 30);
+  EXPECT_EQ(most, 150);
+  EXPECT_NEAR(sum / 2000, 90, 3);
+  options.prompt_tokens_min = 151;
+  EXPECT_EQ(PromptSource::Create(options, ToyCount).error().field(), "prompt_tokens_min");
+}
+
 TEST(Prompts, RepeatUnderOneSeedOnly) {
   PromptOptions options;
   auto a = *PromptSource::Create(options, nullptr), b = *PromptSource::Create(options, nullptr);

@@ -113,6 +113,7 @@ Result<void> Target::Prepare() {
   }
   PromptOptions options;
   options.prompt_tokens = config.prompt_tokens;
+  options.prompt_tokens_min = config.prompt_tokens_min;
   options.shared_prefix_tokens = config.shared_prefix_tokens;
   options.output_tokens = config.output_tokens;
   options.seed = seed;
@@ -159,6 +160,7 @@ json::object Target::ConfigJson() const {
   out["think_s"] = config.think_s;
   out["timeout_s"] = config.timeout_s;
   out["prompt_tokens"] = config.prompt_tokens;
+  if (config.prompt_tokens_min > 0) out["prompt_tokens_min"] = config.prompt_tokens_min;
   out["output_tokens"] = config.output_tokens;
   out["shared_prefix_tokens"] = config.shared_prefix_tokens;
   out["prompts_file"] = config.prompts_file;

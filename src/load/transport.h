@@ -20,6 +20,7 @@ struct Prompt {
   const json::array* messages = nullptr;  // a whole conversation instead of `text`
   std::string_view messages_json;         // the same, written out; set exactly when `messages` is
   int32_t max_tokens = 0;
+  int32_t tokens = 0;  // of random words
 };
 
 // Where a request failed; the report counts errors by this and by `status`.

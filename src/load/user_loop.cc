@@ -65,7 +65,12 @@ void UserLoop::Ask(int32_t index, Nanos due) {
   auto name = static_cast<uint32_t>(plan_.first_user + index * plan_.step);
   Prompt prompt = prompts_.Fill(plan_.level, name, user.number, scratch_);
   Nanos now = clock_.Now();
-  user = {.busy = true, .number = user.number + 1, .asked = now, .sent = now, .tokens_wanted = prompt.max_tokens};
+  user = {.busy = true,
+          .number = user.number + 1,
+          .asked = now,
+          .sent = now,
+          .tokens_wanted = prompt.max_tokens,
+          .prompt_tokens_wanted = prompt.tokens};
   ++requests_;
   in_flight_.fetch_add(1, std::memory_order_relaxed);
   if (InWindow(now)) {
@@ -168,7 +173,7 @@ void UserLoop::OnEnd(User& user, const StreamEvent& event) {
   } else {
     recorder_.output_mismatches += plan_.check_output && user.tokens != user.tokens_wanted;
     recorder_.prompt_mismatches +=
-        prompts_.exact() && user.prompt_tokens >= 0 && user.prompt_tokens != prompts_.prompt_tokens();
+        prompts_.exact() && user.prompt_tokens >= 0 && user.prompt_tokens != user.prompt_tokens_wanted;
   }
   if (InWindow(event.when)) {
     ++recorder_.completed;

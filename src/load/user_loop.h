@@ -61,7 +61,7 @@ class UserLoop final : public StreamEventSink {
     bool busy = false, said_totals = false, guessed = false, first_in_window = false;
     uint32_t number = 0;  // requests so far
     Nanos asked{}, sent{}, first{}, last{};
-    int32_t tokens = 0, tokens_wanted = 0, prompt_tokens = -1;
+    int32_t tokens = 0, tokens_wanted = 0, prompt_tokens = -1, prompt_tokens_wanted = 0;
   };
   struct Due {
     Nanos when;
