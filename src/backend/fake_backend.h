@@ -93,8 +93,8 @@ class FakeBackend final : public Backend {
   std::vector<Flight> flights_;  // a ring of tickets_max
   uint64_t next_ticket_ = 1, next_finish_ = 1;
   int64_t launches_ = 0, finishes_ = 0;
-  int32_t idle_calls_ = 0;
-  std::vector<BlockId> written_;  // blocks that rows of the plan under check write; scratch
+  std::atomic<int32_t> idle_calls_ = 0;  // read by the test while the executor's thread counts
+  std::vector<BlockId> written_;         // blocks that rows of the plan under check write; scratch
   std::vector<RowResult> results_;
   std::vector<TokenId> sampled_;
   std::vector<PositionLogProbs> logprobs_, prompt_logprobs_;

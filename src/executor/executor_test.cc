@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "backend/fake_backend.h"
+#include "base/sanitizers.h"
 #include "executor/allocation_count.h"
 #include "executor/collector_for_test.h"
 
@@ -696,9 +697,7 @@ TEST(ExecutorThreads, TenThousandDisconnectsLeaveNothingBehind) {
   EXPECT_EQ(executor->stats().blocks_used, 0);
   EXPECT_TRUE(executor->Audit().ok());
   std::printf("10,000 disconnects: %ld KiB more than after 2,000\n", static_cast<long>(grown));
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  EXPECT_LT(grown, 4096);
-#endif
+  if (!kSanitized) EXPECT_LT(grown, 4096);
 }
 
 TEST(ExecutorThreads, ShutdownUnderLoadEndsEveryRequestOnce) {

@@ -21,7 +21,8 @@ TEST(ExecutorThreads, IdleMomentsAreOfferedToTheBackendUntilItHasNothingToDo) {
   executor->Start();
   Collector sink;
   ASSERT_TRUE(executor->Submit(MakeRequest(1, Tokens(8), 10), &sink).ok());
-  for (int i = 0; i < 1000 && sink.ended() < 1; ++i) std::this_thread::sleep_for(milliseconds(1));
+  for (int i = 0; i < 5000 && (sink.ended() < 1 || backend.idle_calls() < 20); ++i)
+    std::this_thread::sleep_for(milliseconds(1));
   executor->Shutdown();
   EXPECT_GE(backend.idle_calls(), 20);
   EXPECT_LE(backend.idle_calls(), 30) << "it waits when there is nothing left";

@@ -167,8 +167,8 @@ class DecodeAttention {
 // --- Linear (skinny_linear.cu) ---
 
 // out[m][n] = x[m][k] * w[n][k]^T for few tokens: the weights pass through once. Sums do not depend on m. In e4m3 the
-// output is the product of the codes, which lacks its Factors. REQUIRES: 1 <= m <= kSkinnyTokensMax, n % 8 == 0, k % 8 == 0
-// (16 in e4m3); x and w of one type.
+// output is the product of the codes, which lacks its Factors. REQUIRES: 1 <= m <= kSkinnyTokensMax, n % 8 == 0, k % 8
+// == 0 (16 in e4m3); x and w of one type.
 inline constexpr int32_t kSkinnyTokensMax = 64;
 class SkinnyLinear {
  public:
