@@ -1,5 +1,6 @@
-// OpenCudaBackend of a build without nvcc.
+// The CUDA backend's entries in a build without nvcc.
 #include "backend/cuda_backend.h"
+#include "backend/cuda_logits.h"
 
 namespace ekiben {
 
@@ -9,6 +10,10 @@ Result<void> CheckCudaDevice() {
 }
 
 Result<CudaBackendParts> OpenCudaBackend(const ModelConfig&, const EngineTensors*, const CudaBackendConfig&) {
+  return CheckCudaDevice().error();
+}
+
+Result<SequenceLogits> OpenCudaLogits(const ModelConfig&, const EngineTensors&, const CudaLogitsConfig&) {
   return CheckCudaDevice().error();
 }
 

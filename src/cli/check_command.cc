@@ -5,6 +5,9 @@
 #include <thread>
 
 #include "backend/cpu_backend.h"
+#include "backend/cuda_backend.h"
+#include "backend/cuda_logits.h"
+#include "base/arithmetic.h"
 #include "base/human.h"
 #include "cli/commands.h"
 #include "cli/engine_source.h"
@@ -17,42 +20,23 @@
 namespace ekiben::cli {
 namespace {
 
+using std::string_literals::operator""s;
+
 struct CheckOptions {
   EngineSource source;
   std::string against;
+  std::string kv_cache_dtype = "auto";
   int32_t threads = 0, chunk = 64;
   double max_difference = 0, max_kl = 0;
   bool json = false;
 };
 
-struct CheckResult {
-  LogitComparison comparison;
-  int64_t files = 0, greedy_equal = 0, greedy_total = 0, files_equal = 0;
-};
-
-Result<std::vector<std::filesystem::path>> GoldenFiles(const std::filesystem::path& path) {
-  std::vector<std::filesystem::path> out;
-  if (std::filesystem::is_directory(path)) {
-    for (const auto& entry : std::filesystem::directory_iterator(path))
-      if (entry.path().extension() == ".golden") out.push_back(entry.path());
-    std::sort(out.begin(), out.end());
-  } else if (std::filesystem::exists(path)) {
-    out.push_back(path);
-  }
-  if (out.empty())
-    return Error(
-        Code::kNotFound,
-        fmt::format("--against {}: no .golden file there; tests/golden/make_golden.py makes them", path.string()));
-  return out;
-}
-
-// Runs one sequence through the model, `chunk` tokens a step, all of their logits wanted.
+// Runs one sequence through the model on the CPU, `chunk` tokens a step, all of their logits wanted.
 class Runner {
  public:
   Runner(Model& model, const Engine& engine, const LinearTuning& tuning, int32_t threads, int32_t chunk)
       : model_(model),
         chunk_(chunk),
-        tokens_max_(engine.build.max_seq_len),
         pool_(threads),
         arena_(model.ScratchBytes(chunk, chunk)),
         ctx_{.pool = &pool_, .arena = &arena_, .isa = BestIsa(), .tuning = &tuning},
@@ -60,7 +44,7 @@ class Runner {
              .kv_heads = engine.model.num_key_value_heads,
              .head_dim = engine.model.head_dim,
              .tokens_per_block = engine.build.tokens_per_block,
-             .blocks = (tokens_max_ + engine.build.tokens_per_block - 1) / engine.build.tokens_per_block,
+             .blocks = CeilDiv(engine.build.max_seq_len, engine.build.tokens_per_block),
              .dtype = engine.build.dtype == "f32" ? DType::kF32 : DType::kBF16}) {
     for (int32_t i = 0; i < kv_.shape().blocks; ++i) table_.push_back({i});
   }
@@ -90,11 +74,10 @@ class Runner {
     }
     return logits;
   }
-  int32_t tokens_max() const { return tokens_max_; }
 
  private:
   Model& model_;
-  int32_t chunk_, tokens_max_;
+  int32_t chunk_;
   ThreadPool pool_;
   Arena arena_;
   OpContext ctx_;
@@ -102,46 +85,76 @@ class Runner {
   std::vector<BlockId> table_;
 };
 
-Result<CheckResult> CheckAll(const Engine& engine, const CheckOptions& options) {
-  ASSIGN_OR_RETURN(auto paths, GoldenFiles(options.against));
-  ASSIGN_OR_RETURN(auto model, Model::Load(engine.model, engine.tensors, engine.build.max_seq_len));
-  int32_t threads =
+Result<SequenceLogits> OpenCpu(const Engine& engine, const CheckOptions& options) {
+  ASSIGN_OR_RETURN(auto loaded, Model::Load(engine.model, engine.tensors, engine.build.max_seq_len));
+  const int32_t threads =
       options.threads > 0 ? options.threads : static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
-  ASSIGN_OR_RETURN(LinearTuning tuning, ReadProfiles(engine.profiles));
-  Runner runner(*model, engine, tuning, threads, options.chunk);
-  CheckResult out;
-  for (const std::filesystem::path& path : paths) {
-    ASSIGN_OR_RETURN(GoldenFile golden, OpenGoldenFile(path));
-    if (golden.vocab_size != engine.model.vocab_size || std::ssize(golden.token_ids) > runner.tokens_max())
+  ASSIGN_OR_RETURN(LinearTuning profiles, ReadProfiles(engine.profiles));
+  std::shared_ptr<Model> model = std::move(loaded);
+  auto tuning = std::make_shared<LinearTuning>(std::move(profiles));
+  auto runner = std::make_shared<Runner>(*model, engine, *tuning, threads, options.chunk);
+  return SequenceLogits([model, tuning, runner](std::span<const int32_t> tokens) -> Result<std::vector<float>> {
+    return runner->Logits(tokens);
+  });
+}
+
+Result<SequenceLogits> OpenCuda(const Engine& engine, const CheckOptions& options) {
+  return OpenCudaLogits(engine.model, engine.tensors,
+                        {.fp8 = engine.build.dtype == "fp8",
+                         .fp8_kv_cache = options.kv_cache_dtype == "fp8",
+                         .tokens_per_block = engine.build.tokens_per_block,
+                         .max_seq_len = engine.build.max_seq_len,
+                         .chunk = options.chunk});
+}
+
+Result<GoldenComparison> CheckAll(const Engine& engine, const CheckOptions& options) {
+  ASSIGN_OR_RETURN(std::vector<GoldenFile> files, OpenGoldenFiles(options.against));
+  ASSIGN_OR_RETURN(SequenceLogits logits_of,
+                   options.source.device == "cuda" ? OpenCuda(engine, options) : OpenCpu(engine, options));
+  GoldenComparison out;
+  for (const GoldenFile& golden : files) {
+    if (golden.vocab_size != engine.model.vocab_size || std::ssize(golden.token_ids) > engine.build.max_seq_len)
       return Error(
           Code::kInvalid,
           fmt::format("{}: recorded for a vocabulary of {} and {} tokens; the engine has {} and max_seq_len {}",
-                      path.string(), golden.vocab_size, golden.token_ids.size(), engine.model.vocab_size,
-                      runner.tokens_max()));
-    int64_t equal = CompareWithGolden(golden, runner.Logits(golden.token_ids), out.comparison);
-    int64_t total = std::ssize(golden.token_ids) - golden.prompt_tokens;
-    out.greedy_equal += equal;
-    out.greedy_total += total;
-    out.files_equal += equal == total ? 1 : 0;
-    ++out.files;
+                      golden.path.string(), golden.vocab_size, golden.token_ids.size(), engine.model.vocab_size,
+                      engine.build.max_seq_len));
+    ASSIGN_OR_RETURN(std::vector<float> logits, logits_of(golden.token_ids));
+    out.Add(golden, logits);
   }
   return out;
 }
 
+// What is wanted of the mean KL when the options do not say: fp8's is that of the GPU's targets.
+double KlLimit(const Engine& engine, bool cuda) {
+  if (engine.build.dtype == "f32") return 0;
+  if (!cuda) return 5e-3;
+  return engine.build.dtype == "fp8" ? 2e-2 : 1e-3;
+}
+
 Result<int> Run(const CheckOptions& options) {
+  const bool cuda = options.source.device == "cuda";
+  if (!cuda && options.kv_cache_dtype != "auto")
+    return Error(
+        Code::kInvalid,
+        fmt::format("kv_cache_dtype: {} needs --device cuda; a CPU's cache follows the engine", options.kv_cache_dtype),
+        "kv_cache_dtype");
+  if (cuda) RETURN_IF_ERROR(CheckCudaDevice());  // before an engine is built for it
   ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngineSource(options.source));
   const Engine& engine = opened.engine;
-  ASSIGN_OR_RETURN(CheckResult result, CheckAll(engine, options));
+  ASSIGN_OR_RETURN(GoldenComparison result, CheckAll(engine, options));
   const LogitComparison& c = result.comparison;
   const bool exact = engine.build.dtype == "f32";
   double difference_limit = options.max_difference > 0 ? options.max_difference : exact ? 1e-3 : 0;
-  double kl_limit = options.max_kl > 0 ? options.max_kl : exact ? 0 : 5e-3;
+  double kl_limit = options.max_kl > 0 ? options.max_kl : KlLimit(engine, cuda);
   bool ok = (difference_limit == 0 || c.max_difference() < difference_limit) &&
             (kl_limit == 0 || c.mean_kl() < kl_limit) && (!exact || result.greedy_equal == result.greedy_total);
+  const std::string device =
+      cuda ? "cuda, cache " + (options.kv_cache_dtype == "fp8" ? "fp8"s : "bf16"s) : DescribeCpu();
   if (options.json) {
     json::object out{{"engine", engine.path.string()},
                      {"dtype", engine.build.dtype},
-                     {"device", DescribeCpu()},
+                     {"device", device},
                      {"prompts", result.files},
                      {"positions", c.positions()},
                      {"max_difference", c.max_difference()},
@@ -152,13 +165,17 @@ Result<int> Run(const CheckOptions& options) {
                      {"greedy_tokens_equal", result.greedy_equal},
                      {"greedy_tokens", result.greedy_total},
                      {"prompts_greedy_equal", result.files_equal},
+                     {"tie_max", result.tie_max},
                      {"ok", ok}};
     std::printf("%s\n", json::serialize(out).c_str());
   } else {
-    fmt::print("{} ({}, {}) against {}: {} prompts\n{}\n", opened.model_name, engine.build.dtype, DescribeCpu(),
+    fmt::print("{} ({}, {}) against {}: {} prompts\n{}\n", opened.model_name, engine.build.dtype, device,
                options.against, result.files, c.Describe());
     fmt::print("greedy tokens equal up to the first difference: {} of {}; whole on {} of {} prompts\n",
                result.greedy_equal, result.greedy_total, result.files_equal, result.files);
+    if (result.files_equal < result.files)
+      fmt::print("where a text first differs, the reference's best two logits are at most {:.3g} apart\n",
+                 result.tie_max);
     std::string limits;
     if (difference_limit > 0) limits += fmt::format(" max |difference| < {:g}", difference_limit);
     if (kl_limit > 0) limits += fmt::format(" mean KL < {:g}", kl_limit);
@@ -176,6 +193,12 @@ void AddCheckCommand(CLI::App& app, Outcome& outcome) {
       app.add_subcommand("check", "Compare a model's logits with recorded ones; exit code 1 when apart");
   AddModel(*command, options->source)->required();
   AddEngineOptions(*command, options->source);
+  command->add_option("--device", options->source.device, "cpu; or cuda: one Hopper GPU")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  command->add_option("--kv_cache_dtype", options->kv_cache_dtype, "On cuda: auto (bf16), bf16 or fp8")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "bf16", "fp8"}));
   command->add_option("--against", options->against, "A .golden file, or a folder of them")->required();
   command->add_option("--threads", options->threads, "Compute threads; 0: one for each core")
       ->capture_default_str()
@@ -183,7 +206,9 @@ void AddCheckCommand(CLI::App& app, Outcome& outcome) {
   command->add_option("--chunk", options->chunk, "Tokens of a step")->capture_default_str()->check(CLI::Range(1, 512));
   command->add_option("--max_difference", options->max_difference, "Limit of |difference|; 0: 1e-3 for f32, else none")
       ->capture_default_str();
-  command->add_option("--max_kl", options->max_kl, "Limit of the mean KL; 0: 5e-3, none for f32")
+  command
+      ->add_option("--max_kl", options->max_kl,
+                   "Limit of the mean KL; 0: 5e-3 on a CPU, none for f32; on cuda 1e-3, 2e-2 for fp8")
       ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on standard output");
   command->callback([options, &outcome] {

@@ -697,7 +697,9 @@ TEST(ExecutorThreads, TenThousandDisconnectsLeaveNothingBehind) {
   EXPECT_EQ(executor->stats().blocks_used, 0);
   EXPECT_TRUE(executor->Audit().ok());
   std::printf("10,000 disconnects: %ld KiB more than after 2,000\n", static_cast<long>(grown));
-  if (!kSanitized) EXPECT_LT(grown, 4096);
+  if (!kSanitized) {
+    EXPECT_LT(grown, 4096);
+  }
 }
 
 TEST(ExecutorThreads, ShutdownUnderLoadEndsEveryRequestOnce) {

@@ -81,6 +81,27 @@ Result<GoldenFile> OpenGoldenFile(const std::filesystem::path& path) {
   out.full_logits = {at + tokens + 2 * tokens * top, full};
   auto outside = [&](int32_t id) { return id < 0 || id >= out.vocab_size; };
   if (std::any_of(out.top_ids.begin(), out.top_ids.end(), outside)) return Wrong(path, "a token id is out of range");
+  out.path = path;
+  return out;
+}
+
+Result<std::vector<GoldenFile>> OpenGoldenFiles(const std::filesystem::path& path) {
+  std::vector<std::filesystem::path> paths;
+  if (std::filesystem::is_directory(path)) {
+    for (const auto& entry : std::filesystem::directory_iterator(path))
+      if (entry.path().extension() == ".golden") paths.push_back(entry.path());
+    std::ranges::sort(paths);
+  } else if (std::filesystem::exists(path)) {
+    paths.push_back(path);
+  }
+  if (paths.empty())
+    return Error(Code::kNotFound,
+                 fmt::format("{}: no .golden file there; tests/golden/make_golden.py makes them", path.string()));
+  std::vector<GoldenFile> out;
+  for (const std::filesystem::path& each : paths) {
+    ASSIGN_OR_RETURN(GoldenFile file, OpenGoldenFile(each));
+    out.push_back(std::move(file));
+  }
   return out;
 }
 

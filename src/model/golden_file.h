@@ -23,6 +23,7 @@ struct GoldenFile {
   std::span<const float> top_logits;   // [tokens, top]
   std::span<const float> full_logits;  // [full_positions, vocab_size]
   MappedFile file;
+  std::filesystem::path path;
 
   std::span<const int32_t> TopIds(int64_t position) const {
     return top_ids.subspan(static_cast<size_t>(position * top), static_cast<size_t>(top));
@@ -37,5 +38,7 @@ struct GoldenFile {
 
 // Errors: not such a file; a size that does not match its header; an id that is out of range.
 Result<GoldenFile> OpenGoldenFile(const std::filesystem::path& path);
+// All of a folder in the order of their names, or the one that `path` names. Errors: none there; a damaged one.
+Result<std::vector<GoldenFile>> OpenGoldenFiles(const std::filesystem::path& path);
 
 }  // namespace ekiben

@@ -22,37 +22,19 @@ constexpr size_t kSmolLm2Files = kSanitized ? 3 : 20;
 constexpr int kSmolLm2Steps = kSanitized ? 12 : 64;
 
 std::vector<GoldenFile> OpenAll(const std::string& name) {
-  std::vector<std::filesystem::path> paths;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / name)) {
-    if (entry.path().extension() == ".golden") paths.push_back(entry.path());
-  }
-  std::sort(paths.begin(), paths.end());
-  std::vector<GoldenFile> out;
-  for (const auto& path : paths) {
-    auto file = OpenGoldenFile(path);
-    EXPECT_TRUE(file.ok()) << file.error().message();
-    if (file.ok()) out.push_back(*std::move(file));
-  }
-  return out;
+  auto files = OpenGoldenFiles(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / name);
+  EXPECT_TRUE(files.ok()) << files.error().message();
+  return files.ok() ? *std::move(files) : std::vector<GoldenFile>();
 }
 
-struct Outcome {
-  LogitComparison comparison;
-  int64_t greedy_equal = 0, greedy_total = 0;
-  int files = 0;
-};
-
 // One forward pass per file.
-Outcome CompareAll(std::span<const GoldenFile> files, Model& model, DType kv_dtype, Isa isa) {
-  Outcome out;
+GoldenComparison CompareAll(std::span<const GoldenFile> files, Model& model, DType kv_dtype, Isa isa) {
+  GoldenComparison out;
   ForwardRunner runner(model, isa, 2, kv_dtype, 32, kMaxSeqLen / 32, kMaxSeqLen);
   for (const GoldenFile& golden : files) {
     ForwardRunner::Sequence sequence{.token_ids = golden.token_ids};
     runner.Step({{&sequence, static_cast<int32_t>(golden.token_ids.size())}});
-    out.greedy_equal += CompareWithGolden(golden, sequence.logits, out.comparison);
-    out.greedy_total += std::ssize(golden.token_ids) - golden.prompt_tokens;
-    ++out.files;
+    out.Add(golden, sequence.logits);
     runner.Free(sequence);
   }
   return out;
@@ -75,7 +57,7 @@ TEST_P(TinyGolden, Float32IsWithinAThousandth) {
   auto packed = PackModel(*checkpoint_, Packing::kF32, Packing::kF32, kMaxSeqLen);
   ASSERT_TRUE(packed.ok()) << packed.error().message();
   for (Isa isa : {Isa::kReference, BestIsa()}) {
-    Outcome out = CompareAll(files_, *packed->model, DType::kF32, isa);
+    GoldenComparison out = CompareAll(files_, *packed->model, DType::kF32, isa);
     std::cout << GetParam() << " f32 " << Name(isa) << ": " << out.comparison.Describe() << "\n";
     EXPECT_LT(out.comparison.max_difference(), 1e-3);
     EXPECT_EQ(out.comparison.top1_agreement(), 1);
@@ -87,7 +69,7 @@ TEST_P(TinyGolden, Float32IsWithinAThousandth) {
 TEST_P(TinyGolden, BFloat16StaysClose) {
   auto packed = PackModel(*checkpoint_, Packing::kBF16, Packing::kBF16, kMaxSeqLen);
   ASSERT_TRUE(packed.ok()) << packed.error().message();
-  Outcome out = CompareAll(files_, *packed->model, DType::kBF16, BestIsa());
+  GoldenComparison out = CompareAll(files_, *packed->model, DType::kBF16, BestIsa());
   std::cout << GetParam() << " bf16: " << out.comparison.Describe() << "\n";
   // Random weights give flat, unstable distributions; this guards against a wrong path, not for quality.
   EXPECT_LT(out.comparison.mean_kl(), 5e-3);
@@ -116,7 +98,7 @@ class SmolLm2Golden : public ::testing::Test {
 TEST_F(SmolLm2Golden, Float32IsWithinAThousandthAndGreedyTokensAreEqual) {
   auto packed = PackModel(*checkpoint_, Packing::kF32, Packing::kF32, kMaxSeqLen);
   ASSERT_TRUE(packed.ok()) << packed.error().message();
-  Outcome out = CompareAll(Compared(), *packed->model, DType::kF32, BestIsa());
+  GoldenComparison out = CompareAll(Compared(), *packed->model, DType::kF32, BestIsa());
   std::cout << "smollm2 f32: " << out.comparison.Describe() << "\ngreedy " << out.greedy_equal << " of "
             << out.greedy_total << "\n";
   EXPECT_LT(out.comparison.max_difference(), 1e-3);
@@ -161,7 +143,7 @@ TEST_F(SmolLm2Golden, QuantisedIsClose) {
   for (const auto& path : paths) {
     auto packed = PackModel(*checkpoint_, path.packing, path.precise, kMaxSeqLen);
     ASSERT_TRUE(packed.ok()) << packed.error().message();
-    Outcome out = CompareAll(Compared(), *packed->model, DType::kBF16, BestIsa());
+    GoldenComparison out = CompareAll(Compared(), *packed->model, DType::kBF16, BestIsa());
     std::cout << "smollm2 " << path.name << ": " << out.comparison.Describe() << "\nmean mass beyond the top "
               << out.comparison.mean_rest_mass() << "\n";
     EXPECT_LT(out.comparison.mean_kl(), 5e-3) << path.name;

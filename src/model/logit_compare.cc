@@ -112,4 +112,18 @@ int64_t CompareWithGolden(const GoldenFile& golden, std::span<const float> logit
   return greedy;
 }
 
+void GoldenComparison::Add(const GoldenFile& golden, std::span<const float> logits) {
+  const int64_t equal = CompareWithGolden(golden, logits, comparison),
+                total = std::ssize(golden.token_ids) - golden.prompt_tokens;
+  ++files;
+  greedy_equal += equal;
+  greedy_total += total;
+  if (equal == total) {
+    ++files_equal;
+    return;
+  }
+  auto top = golden.TopLogits(golden.prompt_tokens + equal - 1);
+  if (top.size() > 1) tie_max = std::max(tie_max, double{top[0]} - top[1]);
+}
+
 }  // namespace ekiben

@@ -54,4 +54,14 @@ class LogitComparison {
 // first that differs (all: token_ids.size() - prompt_tokens).
 int64_t CompareWithGolden(const GoldenFile& golden, std::span<const float> logits, LogitComparison& comparison);
 
+// The same over several files.
+struct GoldenComparison {
+  LogitComparison comparison;
+  int64_t files = 0, files_equal = 0;          // equal: all greedy tokens
+  int64_t greedy_equal = 0, greedy_total = 0;  // tokens before each file's first difference
+  double tie_max = 0;  // the most that the reference's best two logits are apart where a text first differs
+
+  void Add(const GoldenFile& golden, std::span<const float> logits);
+};
+
 }  // namespace ekiben
