@@ -74,6 +74,9 @@ inline float2 FloatsFromFp8x2(uint32_t two_codes) {
 inline float Exp2(float x) {
   return std::exp2(x);
 }
+inline float Reciprocal(float x) {
+  return 1 / x;
+}
 
 // --- Barriers in shared memory and the bulk copy engine ---
 
