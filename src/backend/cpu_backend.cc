@@ -28,7 +28,7 @@ CpuBackend::CpuBackend(Model& model, const CpuBackendConfig& config, const Clock
     : model_(model),
       clock_(clock),
       pool_(config.threads),
-      arena_(model.ScratchBytes(config.max_num_tokens, config.max_num_tokens)),
+      arena_(model.ScratchBytes(config.max_num_tokens, config.max_num_tokens, config.threads)),
       ctx_{.pool = &pool_, .arena = &arena_, .isa = BestIsa(), .tuning = config.tuning},
       kv_({.layers = model.config().num_hidden_layers,
            .kv_heads = model.config().num_key_value_heads,

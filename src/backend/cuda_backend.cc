@@ -492,9 +492,10 @@ void CudaBackend::Gather(const StepPlan& plan, Flight& flight) {
     } else {
       source_.push_back(slot.on_host() ? slot.last_token : -1 - row.slot.value);
     }
+    const bool stores_itself = row.token_count == 1 && model_->generation_stores_keys();
     for (int32_t i = 0; i < row.token_count; ++i) {
       positions_.push_back(row.position + i);
-      token_slots_.push_back(row.slot.value);
+      token_slots_.push_back(stores_itself ? -1 : row.slot.value);
     }
     if (row.token_count == 1) {
       cuda::AddGenerationItems(item_shape_, begin, row.slot.value, row.position, generation_items_);

@@ -38,7 +38,7 @@ class Runner {
       : model_(model),
         chunk_(chunk),
         pool_(threads),
-        arena_(model.ScratchBytes(chunk, chunk)),
+        arena_(model.ScratchBytes(chunk, chunk, threads)),
         ctx_{.pool = &pool_, .arena = &arena_, .isa = BestIsa(), .tuning = &tuning},
         kv_({.layers = engine.model.num_hidden_layers,
              .kv_heads = engine.model.num_key_value_heads,

@@ -37,14 +37,16 @@ class Buffer {
 class Arena {
  public:
   Arena() = default;
-  explicit Arena(size_t bytes) : buffer_(bytes) {}
+  explicit Arena(size_t bytes) : buffer_(bytes), data_(buffer_.data()), bytes_(bytes) {}
+  // In memory of another's, 64-byte aligned.
+  Arena(std::byte* data, size_t bytes) : data_(data), bytes_(bytes) {}
 
   // 64-byte aligned, not cleared. Lives until the Mark before it is rewound.
   template <class T>
   T* Take(int64_t count) {
     size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) & ~size_t{63};
-    CHECK_LE(used_ + bytes, buffer_.size());
-    T* out = reinterpret_cast<T*>(buffer_.data() + used_);
+    CHECK_LE(used_ + bytes, bytes_);
+    T* out = reinterpret_cast<T*>(data_ + used_);
     used_ += bytes;
     if (used_ > peak_) peak_ = used_;
     return out;
@@ -52,10 +54,12 @@ class Arena {
   size_t Mark() const { return used_; }
   void Rewind(size_t mark) { used_ = mark; }
   size_t peak() const { return peak_; }
-  size_t capacity() const { return buffer_.size(); }
+  size_t capacity() const { return bytes_; }
 
  private:
   Buffer buffer_;
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
   size_t used_ = 0, peak_ = 0;
 };
 

@@ -307,8 +307,12 @@ Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, c
   return cuda::Factors{};
 }
 
-void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
+void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::Factors& qkv, const cuda::KvLayout& kv,
                        const CudaAttentionScratch& scratch, int32_t layer) {
+  const cuda::RopeTableView rope{rope_.as<float>(), config_.rope_interleaved};
+  if (batch.context_items_max > 0 || !decode_attention_serves_)
+    cuda::RopeAndStoreKv(queue, qkv_.as<Bf16>(), qkv, rope, config_.num_attention_heads, batch.slots, batch.positions,
+                         batch.tokens, kv, layer);
   cuda::AttentionArguments a;
   a.q = qkv_.as<Bf16>();
   a.out = attention_.as<Bf16>();
@@ -331,7 +335,7 @@ void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::K
     a.item_count = batch.generation_item_count;
     a.items_max = batch.generation_items_max;
     if (decode_attention_serves_) {
-      decode_attention_.Run(queue, a, kv, layer);
+      decode_attention_.Run(queue, a, qkv, rope, kv, layer, layer > 0);
     } else {
       cuda::GenerationAttention(queue, a, kv, layer);
     }
@@ -363,7 +367,6 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
                                 const CudaAttentionScratch& scratch) {
   const ModelConfig& c = config_;
   CHECK_LE(batch.tokens, limits_.tokens_max);
-  const cuda::RopeTableView rope{rope_.as<float>(), c.rope_interleaved};
   int32_t tokens = batch.tokens;
   auto* x = x_.as<float>();
   auto* attention = attention_.as<Bf16>();
@@ -375,9 +378,7 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
     cuda::AddRmsNorm(queue, h, x, i == 0 ? nullptr : delta_.as<Bf16>(), delta, layer.attention_norm.as<float>(),
                      c.rms_norm_eps, tokens, c.hidden_size);
     ASSIGN_OR_RETURN(cuda::Factors qkv, Multiply(queue, layer.qkv, h, tokens, qkv_.data(), false));
-    cuda::RopeAndStoreKv(queue, qkv_.as<Bf16>(), qkv, rope, c.num_attention_heads, batch.slots, batch.positions, tokens,
-                         kv, i);
-    Attend(queue, batch, kv, scratch, i);
+    Attend(queue, batch, qkv, kv, scratch, i);
     // After the last layer's cache is written, only rows with an output matter.
     if (i + 1 == c.num_hidden_layers && batch.output_tokens != nullptr) {
       tokens = batch.outputs;

@@ -38,7 +38,7 @@ struct CudaBatch {
   const int32_t* source = nullptr;  // [tokens] ids, or -1 - slot: that slot's last token
   const int32_t* last_tokens = nullptr;
   const int32_t* positions = nullptr;  // [tokens]
-  const int32_t* slots = nullptr;      // [tokens]; -1 is padding
+  const int32_t* slots = nullptr;      // [tokens]; -1: padding, or a generated token where generation_stores_keys()
   int32_t outputs = 0;
   const int32_t* output_tokens = nullptr;  // [outputs] ascending; null: every token, in order
   const cuda::AttentionItem *context_items = nullptr, *generation_items = nullptr;
@@ -74,6 +74,8 @@ class CudaLlama {
   Result<void> Tune(CudaStream& stream, int32_t tokens);
   // Once, when the cache's addresses are known.
   Result<void> BindCache(const cuda::KvLayout& kv);
+  // Generation attention writes its tokens' keys and values itself. Known once the cache is bound.
+  bool generation_stores_keys() const { return decode_attention_serves_; }
   const ModelConfig& config() const { return config_; }
   const CudaModelLimits& limits() const { return limits_; }
   size_t weight_bytes() const { return weight_bytes_; }
@@ -111,8 +113,9 @@ class CudaLlama {
   // What the output still lacks; nothing in bf16, with a bias or in f32.
   Result<cuda::Factors> Multiply(cuda::Queue& queue, const Linear& w, const cuda::Rows& x, int32_t tokens, void* out,
                                  bool out_f32);
-  void Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv, const CudaAttentionScratch& scratch,
-              int32_t layer);
+  // Rope, the cache's write and attention, of qkv that lacks `qkv`.
+  void Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::Factors& qkv, const cuda::KvLayout& kv,
+              const CudaAttentionScratch& scratch, int32_t layer);
   // Both leave what is to be added to the residual in delta_ and say in `delta` what it lacks; Mlp first adds what was
   // there.
   Result<void> Output(cuda::Queue& queue, const Linear& o, const cuda::Bf16* attention, int32_t tokens,

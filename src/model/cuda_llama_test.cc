@@ -58,8 +58,7 @@ class Runner {
     EXPECT_TRUE(bound.ok()) << bound.error().message();
   }
 
-  // Planted errors.
-  int32_t rope_offset = 0;
+  // A planted error.
   void PointTableAt(int32_t slot, int32_t entry, int32_t other_entry) {
     auto* table = tables_.as<int32_t>() + slot * pitch_;
     EXPECT_TRUE(stream_.Copy(table + entry, table + other_entry, sizeof(int32_t)).ok());
@@ -92,8 +91,8 @@ class Runner {
       }
       for (int32_t i = 0; i < feed.tokens; ++i) {
         source.push_back(s.token_ids[static_cast<size_t>(s.done + i)]);
-        positions.push_back(s.done + i + rope_offset);
-        slots.push_back(s.slot);
+        positions.push_back(s.done + i);
+        slots.push_back(feed.tokens == 1 && model_->generation_stores_keys() ? -1 : s.slot);
       }
     }
     auto tokens = static_cast<int32_t>(source.size());
@@ -440,9 +439,11 @@ class CudaWide : public ::testing::Test {
     return sequence.logits;
   }
 
-  std::unique_ptr<Runner> Device(const Form& form, bool swap_key_heads) {
+  std::unique_ptr<Runner> Device(const Form& form, bool swap_key_heads, bool other_rope_style = false) {
     PackedModel packed = Pack(Packing::kBF16, swap_key_heads);
-    auto model = CudaLlama::Load(config_, packed.tensors, {kMaxSeqLen, kMaxSeqLen, kMaxSeqLen}, form.precision);
+    ModelConfig config = config_;
+    config.rope_interleaved ^= other_rope_style;
+    auto model = CudaLlama::Load(config, packed.tensors, {kMaxSeqLen, kMaxSeqLen, kMaxSeqLen}, form.precision);
     EXPECT_TRUE(model.ok()) << model.error().message();
     return std::make_unique<Runner>(*std::move(model), 64, form.cache);
   }
@@ -454,7 +455,6 @@ class CudaWide : public ::testing::Test {
     runner.Step({{&s, kChunk}});
     plant();
     while (s.done < std::ssize(tokens_)) runner.Step({{&s, 1}});
-    runner.rope_offset = 0;
     return s.logits;
   }
 
@@ -487,15 +487,11 @@ class CudaWide : public ::testing::Test {
               << comparison.Describe() << "\n";
     EXPECT_LT(error, bound);
     EXPECT_LT(comparison.mean_kl(), kl_bound);
-    // Rotated a block too far, but stored where it belongs.
-    double rope = RelativeError(reference, Run(*runner, 2, [&] {
-                                  runner->rope_offset = 64;
-                                  runner->PointTableAt(2, 2, 1);
-                                }));
+    double rope = RelativeError(reference, Run(*Device(form, false, true), 1, [] {}));
     double block = RelativeError(reference, Run(*runner, 3, [&] { runner->PointTableAt(3, 1, 0); }));
     double heads = RelativeError(reference, Run(*Device(form, true), 1, [] {}));
-    std::cout << "planted: rope a block off " << rope << ", a wrong block " << block << ", swapped key heads " << heads
-              << "\n";
+    std::cout << "planted: rope of the other style " << rope << ", a wrong block " << block << ", swapped key heads "
+              << heads << "\n";
     EXPECT_GT(rope, shows * error);
     EXPECT_GT(block, shows * error);
     EXPECT_GT(heads, shows * error);

@@ -53,7 +53,7 @@ class ScenarioRun {
         kv_({config_.num_hidden_layers, config_.num_key_value_heads, config_.head_dim, 32, per_sequence_ * s.sequences,
              kv_dtype}),
         pool_(threads),
-        arena_(model.ScratchBytes(tokens_, s.sequences) + OpBytes()),
+        arena_(model.ScratchBytes(tokens_, s.sequences, threads) + OpBytes()),
         ctx_{&pool_, &arena_, BestIsa()} {
     std::mt19937 rng(1);
     for (int32_t i = 0; i < per_sequence_ * s.sequences; ++i) blocks_.push_back(BlockId{i});

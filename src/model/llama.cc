@@ -122,9 +122,16 @@ class ArenaSize {
   size_t bytes = 0;
 };
 
-// After attention a layer runs this many tokens to its end before the next: what the MLP writes (0.8 MB a chunk of
-// SmolLM2) is read again while it is in the cache, and a step's scratch does not grow with its widest activation.
-constexpr int64_t kChunkTokens = kTileTokens;
+// Between two attentions nothing looks at two tokens, so tokens go from one to the next in pieces: what the MLP writes
+// is read again while it is in the cache, and scratch does not grow with the step. With kAloneTokens for each thread or
+// more, a piece is one thread's work: its rows stay in that core's cache, and the threads meet twice a layer, not nine
+// times. With fewer, the threads share every op, because each weight is then read by one core only.
+constexpr int64_t kAloneTokens = 24;
+constexpr int64_t kPieceTokens = 64, kSharedPieceTokens = kTileTokens;
+
+struct TokenRange {
+  int64_t begin, count;
+};
 
 class LlamaModel : public Model {
  public:
@@ -133,38 +140,53 @@ class LlamaModel : public Model {
 
   Result<void> ReadTensors(const EngineTensors& tensors);
   void Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv, TensorView logits, TensorView hidden) override;
-  size_t ScratchBytes(int64_t tokens, int64_t outputs) const override;
+  size_t ScratchBytes(int64_t tokens, int64_t outputs, int threads) const override;
   const ModelConfig& config() const override { return config_; }
 
  private:
-  // The activations of a step. x is the residual stream, f32 like all of them; gate_up and mlp hold a chunk of tokens.
+  // The activations of a step. x is the residual stream, f32 like all of them.
   struct Activations {
-    TensorView x, h, qkv, attention, delta, gate_up, mlp;
+    TensorView x, h, qkv, attention, delta;
 
     template <class A>
     Activations(A& arena, const Sizes& s, int64_t tokens) {
-      auto take_rows = [&](int64_t rows, int64_t columns) {
-        return TensorView(arena.template Take<float>(rows * columns), DType::kF32, {rows, columns});
-      };
-      auto take = [&](int64_t columns) { return take_rows(tokens, columns); };
-      int64_t chunk = std::min(tokens, kChunkTokens);
+      auto take = [&](int64_t columns) { return TakeRows(arena, tokens, columns); };
       x = take(s.hidden);
       h = take(s.hidden);
       qkv = take(s.qkv());
       attention = take(s.query);
       delta = take(s.hidden);
-      gate_up = take_rows(chunk, 2 * s.intermediate);
-      mlp = take_rows(chunk, s.intermediate);
+    }
+    int64_t tokens() const { return x.shape[0]; }
+    Activations Rows(TokenRange range) const {
+      Activations rows = *this;
+      for (TensorView* view : {&rows.x, &rows.h, &rows.qkv, &rows.attention, &rows.delta}) {
+        view->data = view->row<float>(range.begin);
+        view->shape[0] = range.count;
+      }
+      return rows;
     }
     // Only the rows that need logits go on.
     void KeepRows(OpContext& ctx, std::span<const int32_t> rows) {
       GatherRows(ctx, x, x, rows);
       GatherRows(ctx, attention, attention, rows);
-      for (TensorView* view : {&x, &h, &qkv, &attention, &delta}) view->shape[0] = std::ssize(rows);
+      *this = Rows({0, std::ssize(rows)});
     }
   };
 
-  // The rest of a layer, for all of a's rows.
+  template <class A>
+  static TensorView TakeRows(A& arena, int64_t rows, int64_t columns) {
+    return TensorView(arena.template Take<float>(rows * columns), DType::kF32, {rows, columns});
+  }
+
+  // Calls body(context, range) for all tokens in pieces, on any thread. The context is for that piece only.
+  template <class Body>
+  void ForPieces(OpContext& ctx, int64_t tokens, Body&& body);
+  size_t PieceBytes(int64_t tokens) const;
+  // The part of a layer before its attention: queries into a.qkv, keys and values into the cache.
+  void BeforeAttention(OpContext& ctx, const Activations& a, int32_t layer, const ForwardBatch& batch, TokenRange range,
+                       PagedKv& kv) const;
+  // The part after it, for all of a's rows.
   void AfterAttention(OpContext& ctx, const Activations& a, const Layer& layer) const;
   // y = W norm(x + delta), x taking the sum; delta null: W norm(x). Where W multiplies int8, a row is quantised as soon
   // as it is there. h: like x, scratch.
@@ -181,6 +203,7 @@ class LlamaModel : public Model {
   std::vector<Layer> layers_;
   const float* final_norm_ = nullptr;
   LinearWeight lm_head_;
+  ThreadPool alone_{1};  // has no state that a job changes: for pieces on several threads at once
 };
 
 // The tokens that have an output as rows of their own, or all rows where that is no less to attend to. In the arena.
@@ -205,16 +228,18 @@ void LlamaModel::Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv,
 
   EmbeddingLookup(ctx, a.x, embedding_, batch.token_ids);
   for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
-    const Layer& layer = layers_[static_cast<size_t>(i)];
-    NormAndLinear(ctx, a.qkv, a.h, a.x, i == 0 ? nullptr : &a.delta, layer.attention_norm, layer.qkv);
-    RopeAndStoreKv(ctx, a.qkv, rope_.view(), heads, batch.rows, kv, i);
+    ForPieces(ctx, a.tokens(), [&](OpContext& own, TokenRange range) {
+      Activations piece = a.Rows(range);
+      if (i > 0) AfterAttention(own, piece, layers_[static_cast<size_t>(i - 1)]);
+      BeforeAttention(own, piece, i, batch, range, kv);
+    });
     // After the last layer's cache is written, only rows with an output matter.
     bool last = i + 1 == config_.num_hidden_layers;
     PagedAttention(ctx, a.attention, a.qkv, heads, last ? RowsOfOutputs(ctx, batch) : batch.rows, kv, i, window);
-    if (last) a.KeepRows(ctx, batch.output_tokens);
-    if (a.x.shape[0] == 0) break;
-    AfterAttention(ctx, a, layer);
   }
+  a.KeepRows(ctx, batch.output_tokens);
+  ForPieces(ctx, a.tokens(),
+            [&](OpContext& own, TokenRange range) { AfterAttention(own, a.Rows(range), layers_.back()); });
   if (a.x.shape[0] > 0) {
     TensorView last = hidden.data != nullptr ? hidden : a.h;
     AddRmsNorm(ctx, last, a.x, a.delta, final_norm_, eps);
@@ -223,24 +248,41 @@ void LlamaModel::Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv,
   ctx.arena->Rewind(mark);
 }
 
-void LlamaModel::AfterAttention(OpContext& ctx, const Activations& a, const Layer& layer) const {
-  // Chunks of nearly equal size. Nothing here looks at two tokens, so the results do not depend on them.
-  int64_t tokens = a.x.shape[0], chunks = CeilDiv(tokens, kChunkTokens);
-  for (int64_t i = 0, begin = 0; i < chunks; ++i) {
-    int64_t count = (tokens - begin) / (chunks - i);
-    auto rows = [&](const TensorView& view) {
-      TensorView part = view;
-      part.data = view.row<float>(begin);
-      part.shape[0] = count;
-      return part;
-    };
-    TensorView gate_up = a.gate_up, mlp = a.mlp, delta = rows(a.delta);
-    gate_up.shape[0] = mlp.shape[0] = count;
-    Linear(ctx, delta, rows(a.attention), layer.o);
-    NormAndSwiGlu(ctx, mlp, gate_up, rows(a.h), rows(a.x), delta, layer);
-    Linear(ctx, delta, mlp, layer.down);
-    begin += count;
+template <class Body>
+void LlamaModel::ForPieces(OpContext& ctx, int64_t tokens, Body&& body) {
+  int64_t share = CeilDiv(tokens, int64_t{ctx.pool->size()});
+  if (share < kAloneTokens) {
+    for (int64_t begin = 0; begin < tokens; begin += kSharedPieceTokens) {
+      body(ctx, TokenRange{begin, std::min(kSharedPieceTokens, tokens - begin)});
+    }
+    return;
   }
+  int64_t piece = CeilDiv(share, CeilDiv(share, kPieceTokens));
+  size_t mark = ctx.arena->Mark(), bytes = PieceBytes(piece);
+  std::byte* scratch = ctx.arena->Take<std::byte>(static_cast<int64_t>(bytes) * ctx.pool->size());
+  ctx.pool->ParallelStreams(tokens, piece, [&](int64_t begin, int64_t end, int member) {
+    Arena arena(scratch + static_cast<size_t>(member) * bytes, bytes);
+    OpContext own{&alone_, &arena, ctx.isa, ctx.tuning};
+    for (; begin < end; begin += piece) body(own, TokenRange{begin, std::min(piece, end - begin)});
+  });
+  ctx.arena->Rewind(mark);
+}
+
+void LlamaModel::BeforeAttention(OpContext& ctx, const Activations& a, int32_t layer, const ForwardBatch& batch,
+                                 TokenRange range, PagedKv& kv) const {
+  const Layer& weights = layers_[static_cast<size_t>(layer)];
+  NormAndLinear(ctx, a.qkv, a.h, a.x, layer == 0 ? nullptr : &a.delta, weights.attention_norm, weights.qkv);
+  RopeAndStoreKv(ctx, a.qkv, rope_.view(), config_.num_attention_heads, batch.rows, kv, layer, range.begin);
+}
+
+void LlamaModel::AfterAttention(OpContext& ctx, const Activations& a, const Layer& layer) const {
+  size_t mark = ctx.arena->Mark();
+  TensorView gate_up = TakeRows(*ctx.arena, a.tokens(), 2 * sizes_.intermediate);
+  TensorView mlp = TakeRows(*ctx.arena, a.tokens(), sizes_.intermediate);
+  Linear(ctx, a.delta, a.attention, layer.o);
+  NormAndSwiGlu(ctx, mlp, gate_up, a.h, a.x, a.delta, layer);
+  Linear(ctx, a.delta, mlp, layer.down);
+  ctx.arena->Rewind(mark);
 }
 
 void LlamaModel::NormAndLinear(OpContext& ctx, TensorView y, TensorView h, TensorView x, const TensorView* delta,
@@ -272,18 +314,25 @@ void LlamaModel::NormAndSwiGlu(OpContext& ctx, TensorView mlp, TensorView gate_u
   ctx.arena->Rewind(mark);
 }
 
-size_t LlamaModel::ScratchBytes(int64_t tokens, int64_t outputs) const {
+// What BeforeAttention or AfterAttention takes for `tokens` tokens.
+size_t LlamaModel::PieceBytes(int64_t tokens) const {
+  auto linear = [&](const LinearWeight& w) { return LinearScratchBytes(tokens, w.in_features, w.out_features); };
+  const Layer& layer = layers_[0];
+  ArenaSize arena;
+  TakeRows(arena, tokens, 2 * sizes_.intermediate);
+  TakeRows(arena, tokens, sizes_.intermediate);
+  size_t after = arena.bytes + std::max({linear(layer.o), linear(layer.gate_up), linear(layer.down)});
+  return RoundUp(std::max(after, linear(layer.qkv)), size_t{64});
+}
+
+size_t LlamaModel::ScratchBytes(int64_t tokens, int64_t outputs, int threads) const {
   ArenaSize arena;
   Activations(arena, sizes_, tokens);
   arena.Take<AttentionRow>(tokens);  // RowsOfOutputs
-  auto linear = [](int64_t rows, const LinearWeight& w) {
-    return LinearScratchBytes(rows, w.in_features, w.out_features);
-  };
-  const Layer& layer = layers_[0];
-  size_t op = std::max({PagedAttentionScratchBytes(tokens), linear(tokens, layer.qkv), linear(outputs, lm_head_)});
-  int64_t chunk = std::min(tokens, kChunkTokens);
-  for (const LinearWeight* w : {&layer.o, &layer.gate_up, &layer.down}) op = std::max(op, linear(chunk, *w));
-  return arena.bytes + op;
+  size_t shared = PieceBytes(std::min({tokens, kSharedPieceTokens, kAloneTokens * threads}));
+  size_t alone = static_cast<size_t>(threads) * PieceBytes(std::min(tokens, kPieceTokens));
+  size_t head = LinearScratchBytes(outputs, lm_head_.in_features, lm_head_.out_features);
+  return arena.bytes + std::max({PagedAttentionScratchBytes(tokens), shared, alone, head});
 }
 
 Result<void> LlamaModel::ReadTensors(const EngineTensors& tensors) {

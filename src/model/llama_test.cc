@@ -188,7 +188,7 @@ TEST(Forward, ReturnsOnlyTheRowsAskedForAndTheirHiddenStates) {
   std::vector<int32_t> ids = {3, 1, 4, 1, 5, 9, 2, 6}, positions = {0, 1, 2, 3, 4, 5, 6, 7};
   ThreadPool pool(2);
   auto run = [&](std::vector<int32_t> outputs, bool with_logits, bool with_hidden) {
-    Arena arena(model.ScratchBytes(8, std::ssize(outputs)));
+    Arena arena(model.ScratchBytes(8, std::ssize(outputs), pool.size()));
     OpContext ctx{&pool, &arena, BestIsa()};
     PagedKv kv({2, 2, 32, 16, 1, DType::kF32});
     BlockId block{0};

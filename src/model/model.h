@@ -64,8 +64,8 @@ class Model {
   // be empty (no data).
   virtual void Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv, TensorView logits,
                        TensorView hidden) = 0;
-  // Arena bytes that Forward needs for `tokens` tokens of which `outputs` have logits.
-  virtual size_t ScratchBytes(int64_t tokens, int64_t outputs) const = 0;
+  // Arena bytes that Forward needs for up to `tokens` tokens of which `outputs` have logits, on a pool of `threads`.
+  virtual size_t ScratchBytes(int64_t tokens, int64_t outputs, int threads) const = 0;
   virtual const ModelConfig& config() const = 0;
 };
 

@@ -66,7 +66,7 @@ class ForwardRunner {
                 int64_t tokens_max)
       : model_(model),
         pool_(threads),
-        arena_(model.ScratchBytes(tokens_max, tokens_max)),
+        arena_(model.ScratchBytes(tokens_max, tokens_max, threads)),
         kv_({model.config().num_hidden_layers, model.config().num_key_value_heads, model.config().head_dim,
              tokens_per_block, blocks, kv_dtype}),
         blocks_free_(static_cast<size_t>(blocks)) {

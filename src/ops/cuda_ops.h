@@ -148,7 +148,7 @@ void ContextAttention(Queue& queue, const AttentionArguments& a, const KvLayout&
 void GenerationAttention(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer);
 
 // Generation for head_dim 128 with four query heads a KV head, blocks of 64 tokens and no window: keys and values by
-// the bulk copy engine. Prepared once for a cache.
+// the bulk copy engine, rope and the cache's write of the own token included. Prepared once for a cache.
 class DecodeAttention {
  public:
   static bool Serves(const KvLayout& kv, int32_t query_heads, int32_t window);
@@ -157,7 +157,12 @@ class DecodeAttention {
   DecodeAttention(const DecodeAttention&) = delete;
   DecodeAttention& operator=(const DecodeAttention&) = delete;
   int Prepare(const KvLayout& kv);  // a cudaError_t
-  void Run(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer);
+  // Takes qkv as its linear left it (a.q: queries, keys, values of a row): what RopeAndStoreKv does for a context, this
+  // does for the items' own tokens. early: block tables and what the cache holds of earlier steps may be read while the
+  // kernels upstream run. True only behind an earlier Run of the same step: a CTA of it fills a multiprocessor, so that
+  // when one of this Run starts, one of that has left, which had waited for the kernel that edits the tables.
+  void Run(Queue& queue, const AttentionArguments& a, const Factors& factors, const RopeTableView& rope,
+           const KvLayout& kv, int32_t layer, bool early);
 
  private:
   struct Maps;

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <iostream>
 #include <random>
@@ -338,6 +339,107 @@ class CudaAttention : public CudaOps, public ::testing::WithParamInterface<Atten
   void Check(const AttentionCase& c, bool fp8);
 };
 
+// Generation's own rotation and write of the cache against the kernels that do only that, over short and long
+// sequences of one step. The own tokens' places in the cache are poisoned before.
+TEST_F(CudaOps, GenerationByBulkCopiesRotatesAndStoresAsRopeDoes) {
+  constexpr int32_t kKvHeads = 2, kGroup = 4, kD = 128, kPerBlock = 64, kPitch = 12, kSlots = 6, kSplit = 256;
+  constexpr int32_t kHeads = kKvHeads * (kGroup + 2), kStride = kHeads * kD, kWidth = kKvHeads * kGroup * kD;
+  const std::vector<int32_t> positions = {0, 1, 63, 64, 257, 700};
+  for (bool fp8 : {false, true}) {
+    for (bool interleaved : {false, true}) {
+      cuda::KvLayout kv{.fp8 = fp8,
+                        .key_scale = fp8 ? 0.5f : 1.0f,
+                        .value_scale = fp8 ? 0.25f : 1.0f,
+                        .layers = 2,
+                        .blocks = kSlots * kPitch,
+                        .kv_heads = kKvHeads,
+                        .tokens_per_block = kPerBlock,
+                        .head_dim = kD,
+                        .head_stride = kD,
+                        .table_pitch = kPitch};
+      std::vector<int32_t> table(kSlots * kPitch);
+      for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i * 5 % table.size());
+      DeviceBuffer dt = Upload(table), slots = Upload(std::vector<int32_t>{0, 1, 2, 3, 4, 5}),
+                   d_positions = Upload(positions), rope = Upload(RandomF32(701 * 2 * kD, 0.7f)),
+                   of_columns = Upload(RandomF32(kStride, 0.7f)), of_tokens = Upload(RandomF32(kSlots, 0.7f));
+      kv.tables = dt.as<int32_t>();
+      cuda::Factors factors;
+      if (fp8) factors = {of_columns.as<float>(), of_tokens.as<float>()};
+      const cuda::RopeTableView rope_view{rope.as<float>(), interleaved};
+      auto qkv = RandomBf16(kSlots * kStride, 1);
+      // Earlier tokens are numbers; what comes from the own one on is not.
+      auto make_pool = [&] {
+        std::vector<uint8_t> bytes;
+        const size_t count = 2 * kv.layer_elements();
+        for (size_t i = 0; i < count; ++i) {
+          float x = std::normal_distribution<float>(0, 1)(random_);
+          size_t place = i / kD % kPerBlock, block = i % kv.layer_elements() / kD / kPerBlock / kKvHeads;
+          auto entry = static_cast<size_t>(std::find(table.begin(), table.end(), block) - table.begin());
+          bool known = static_cast<int32_t>(entry % kPitch * kPerBlock + place) < positions[entry / kPitch];
+          Bf16 wide = known ? F32ToBF16(x) : 0xFFFF;
+          bytes.push_back(fp8 ? (known ? NearestFp8(x) : 0x7F) : static_cast<uint8_t>(wide & 0xFF));
+          if (!fp8) bytes.push_back(static_cast<uint8_t>(wide >> 8));
+        }
+        return bytes;
+      };
+      const auto key_pool = make_pool(), value_pool = make_pool();
+      cuda::AttentionItemShape shape{kKvHeads, kGroup, kSplit};
+      std::vector<cuda::AttentionItem> items;
+      for (int32_t slot = 0; slot < kSlots; ++slot)
+        AddGenerationItems(shape, slot, slot, positions[static_cast<size_t>(slot)], items);
+      auto size = cuda::AttentionScratch(kSlots, kKvHeads * kGroup, kKvHeads, kD, 3);
+      DeviceBuffer di = Upload(items), count = Upload(std::vector<int32_t>{static_cast<int32_t>(items.size())}),
+                   partial = Poison(size.partial_floats * 4), partial_ml = Poison(size.partial_ml_floats * 4),
+                   arrived = Upload(std::vector<uint32_t>(size.counters, 0));
+      struct Result {
+        std::vector<Bf16> out;
+        std::vector<uint8_t> keys, values;
+      };
+      auto run = [&](bool bulk) {
+        DeviceBuffer dq = Upload(qkv), dk = Upload(key_pool), dv = Upload(value_pool),
+                     out = Poison(kSlots * kWidth * 2);
+        kv.keys = dk.data();
+        kv.values = dv.data();
+        cuda::AttentionArguments a;
+        a.q = dq.as<Bf16>();
+        a.out = out.as<Bf16>();
+        a.q_stride = kStride;
+        a.query_heads = kKvHeads * kGroup;
+        a.items = di.as<cuda::AttentionItem>();
+        a.item_count = count.as<int32_t>();
+        a.items_max = static_cast<int32_t>(items.size());
+        a.split = kSplit;
+        a.partial = partial.as<float>();
+        a.partial_ml = partial_ml.as<float>();
+        a.arrived = arrived.as<uint32_t>();
+        a.chunks_max = 3;
+        cuda::DecodeAttention decode;
+        if (bulk) {
+          EXPECT_EQ(decode.Prepare(kv), 0);
+          decode.Run(queue_, a, factors, rope_view, kv, 1, false);
+        } else {
+          cuda::RopeAndStoreKv(queue_, dq.as<Bf16>(), factors, rope_view, a.query_heads, slots.as<int32_t>(),
+                               d_positions.as<int32_t>(), kSlots, kv, 1);
+          cuda::GenerationAttention(queue_, a, kv, 1);
+        }
+        return Result{Download<Bf16>(out), Download<uint8_t>(dk), Download<uint8_t>(dv)};
+      };
+      Result apart = run(false), together = run(true);
+      EXPECT_EQ(together.keys, apart.keys);
+      EXPECT_EQ(together.values, apart.values);
+      EXPECT_NE(together.keys, key_pool);
+      for (size_t slot = 0; slot < kSlots; ++slot) {
+        std::vector<double> got, want;
+        for (size_t i = slot * kWidth; i < (slot + 1) * kWidth; ++i) {
+          got.push_back(BF16ToF32(together.out[i]));
+          want.push_back(BF16ToF32(apart.out[i]));
+        }
+        EXPECT_LT(RelativeError(got, want), 6e-3) << "position " << positions[slot] << (fp8 ? " e4m3" : "");
+      }
+    }
+  }
+}
+
 // Both element types of the cache; of e4m3 the reference takes the codes' values.
 TEST_P(CudaAttention, AgreesWithDouble) {
   AttentionCase c = GetParam();
@@ -402,7 +504,18 @@ void CudaAttention::Check(const AttentionCase& c, bool fp8) {
     }
     return fp8 ? Upload(codes) : Upload(wide);
   };
-  DeviceBuffer dk = store(keys, key_scale), dv = store(values, value_scale), dt = Upload(table), dq = Upload(q);
+  DeviceBuffer dk = store(keys, key_scale), dv = store(values, value_scale), dt = Upload(table);
+  // The last key and value are the row's own, unrotated.
+  std::vector<float> rope(static_cast<size_t>(c.keys) * 2 * static_cast<size_t>(c.head_dim));
+  for (size_t i = 0; i < rope.size(); ++i) rope[i] = i / static_cast<size_t>(c.head_dim) % 2 == 0 ? 1.0f : 0.0f;
+  DeviceBuffer d_rope = Upload(rope);
+  for (int32_t i = 0; i < 2 * c.kv_heads * c.head_dim; ++i) {
+    int32_t head = i / c.head_dim;
+    const std::vector<float>& pool = head < c.kv_heads ? keys : values;
+    q[static_cast<size_t>((before + c.queries - 1) * stride + width + i)] =
+        F32ToBF16(pool[at(head % c.kv_heads, c.keys - 1) + static_cast<size_t>(i % c.head_dim)]);
+  }
+  DeviceBuffer dq = Upload(q);
   kv.keys = dk.data();
   kv.values = dv.data();
   kv.tables = dt.as<int32_t>();
@@ -443,7 +556,7 @@ void CudaAttention::Check(const AttentionCase& c, bool fp8) {
     std::vector<Bf16> first;
     for (int repeat = 0; repeat < 3; ++repeat) {
       if (bulk) {
-        decode.Run(queue_, a, kv, 1);
+        decode.Run(queue_, a, {}, {.table = d_rope.as<float>()}, kv, 1, repeat > 0);
       } else if (generation) {
         cuda::GenerationAttention(queue_, a, kv, 1);
       } else {

@@ -8,6 +8,11 @@
 // neither between two items nor, up to four deep, behind one another. Chunks are merged, in chunk order, by the warp
 // that arrives last. The split is a constant, so a sequence's result does not depend on its neighbours.
 //
+// The step's own token is here too, so that no kernel stands between the qkv linear and this one: the finishing warp of
+// an item rotates its queries for the consumers and, when the item is its sequence's last, rotates and stores the
+// token's key and value, and adds them to the sums as one more part. What the bulk copy engine reads was therefore
+// written by earlier steps, and arrives while the kernels upstream still run (`early`).
+//
 // A cache of e4m3 is multiplied as f16, which holds its values: half the bytes, the same tensor instructions, and a
 // conversion of each pair of elements in between.
 //
@@ -24,34 +29,127 @@ constexpr int kThreads = kWarps * 32 + 32 + kGroup * 32;
 
 template <bool kFp8>
 struct Stage {
-  static constexpr int kBoxes = kFp8 ? 1 : 2;      // of 128 bytes of each token
-  static constexpr int kTile = kBoxes * 8192;      // one block of keys or values of one head
-  static constexpr int kBytes = 2 * kTile + 1024;  // keys, values, the group's queries
+  static constexpr int kBoxes = kFp8 ? 1 : 2;  // of 128 bytes of each token
+  static constexpr int kTile = kBoxes * 8192;  // one block of keys or values of one head
+  static constexpr int kBytes = 2 * kTile;
   static constexpr int kBoxColumns = kFp8 ? 128 : 64;
 };
 
 struct DecodeArguments {
-  const Bf16* q;
+  const Bf16* qkv;
   Bf16* out;
   const AttentionItem* items;
   const int* item_count;
   const int* tables;
-  float* partial;      // [slot][kv head][chunk][4][128] unnormalised sums, then ...
-  float2* partial_ml;  // [slot][kv head][chunk][4] {maximum, sum}, in powers of two
-  unsigned* arrived;   // [slot][kv head], zero between launches
-  float scale_log2, value_scale;
+  float* partial;       // [slot][kv head][chunk][4][128] unnormalised sums, then ...
+  float2* partial_ml;   // [slot][kv head][chunk][4] {maximum, sum}, in powers of two
+  unsigned* arrived;    // [slot][kv head], zero between launches
+  const float* rope;    // [positions][cos of 128, then signed sin of 128]
+  Factors factors;      // of qkv
+  void *keys, *values;  // of the layer
+  float scale_log2, key_inverse, value_inverse, value_scale;
   int split, table_pitch, chunks_max, stages, q_stride, kv_heads, base_row;
+  bool interleaved, early;
 };
 
 constexpr int SharedBytes(bool fp8, int stages) {
   return 1024 + stages * (fp8 ? Stage<true>::kBytes : Stage<false>::kBytes) +
-         2 * kWarps * (kGroup * kHeadDim * 4 + 32) + 16 * stages + 64;
+         2 * kWarps * (kGroup * kHeadDim * 4 + 32) + 4 * kGroup * kHeadDim * 2 + 16 * stages + 96;
 }
 
-// Keys of an item's chunk; its blocks are fetched by one warp, a block a lane.
+// Keys of an item's chunk that the cache holds, so without the step's own; a block of them is fetched a lane.
 __device__ __forceinline__ int ChunkTokens(const AttentionItem& item, int split) {
-  int left = item.position + 1 - item.chunk * split;
+  int left = item.position - item.chunk * split;
   return item.chunk + 1 < item.chunks ? split : left;
+}
+
+// Four neighbouring dimensions a lane.
+__device__ __forceinline__ float4 Rotated(float4 x, float4 cosine, float4 sine, bool interleaved) {
+  float4 other = make_float4(x.y, x.x, x.w, x.z);
+  if (!interleaved) {
+    other = make_float4(__shfl_xor_sync(~0u, x.x, 16), __shfl_xor_sync(~0u, x.y, 16), __shfl_xor_sync(~0u, x.z, 16),
+                        __shfl_xor_sync(~0u, x.w, 16));
+  }
+  return make_float4(x.x * cosine.x + other.x * sine.x, x.y * cosine.y + other.y * sine.y,
+                     x.z * cosine.z + other.z * sine.z, x.w * cosine.w + other.w * sine.w);
+}
+__device__ __forceinline__ float4 UnpackBf16(uint2 raw) {
+  return make_float4(__uint_as_float(raw.x << 16), __uint_as_float(raw.x & 0xFFFF0000u), __uint_as_float(raw.y << 16),
+                     __uint_as_float(raw.y & 0xFFFF0000u));
+}
+__device__ __forceinline__ uint2 PackBf16(float4 x) {
+  return make_uint2(Pack2(x.x, x.y), Pack2(x.z, x.w));
+}
+
+// Stores four dimensions of a key or value into the cache and returns what it holds of them.
+template <bool kFp8>
+__device__ __forceinline__ float4 Store(void* pool, size_t element, float4 x, float inverse) {
+  if constexpr (kFp8) {
+    uint32_t low = PackFp8x2(x.x * inverse, x.y * inverse), high = PackFp8x2(x.z * inverse, x.w * inverse);
+    static_cast<uint32_t*>(pool)[element / 4] = low | high << 16;
+    float2 first = FloatsFromFp8x2(low), second = FloatsFromFp8x2(high);
+    return make_float4(first.x, first.y, second.x, second.y);
+  } else {
+    uint2 packed = PackBf16(x);
+    *reinterpret_cast<uint2*>(static_cast<Bf16*>(pool) + element) = packed;
+    return UnpackBf16(packed);
+  }
+}
+
+// Of the step's own token, a lane's four dimensions: each head's score in powers of two, and the value.
+struct OwnToken {
+  float score[kGroup];
+  float4 value;
+};
+
+// By a warp: an item's queries, rotated, into `queries` ([head][128] in the type that they are multiplied in); of its
+// sequence's last item also the own token's key and value, into the cache and back.
+template <bool kFp8>
+__device__ __forceinline__ OwnToken Prepare(const DecodeArguments& p, const AttentionItem& item, uint32_t* queries) {
+  const int lane = threadIdx.x % 32, d = 4 * lane;
+  const bool last = item.chunk + 1 == item.chunks;
+  const int key_head = p.kv_heads * kGroup + item.kv_head, value_head = key_head + p.kv_heads;
+  const float* turn = p.rope + static_cast<size_t>(item.position) * 2 * kHeadDim + d;
+  const float4 cosine = *reinterpret_cast<const float4*>(turn),
+               sine = *reinterpret_cast<const float4*>(turn + kHeadDim);
+  const Bf16* row = p.qkv + static_cast<size_t>(item.token) * p.q_stride + d;
+  const float of_token = p.factors.tokens != nullptr ? p.factors.tokens[item.token] : 1.0f;
+  auto read = [&](int head) {
+    float4 x = UnpackBf16(*reinterpret_cast<const uint2*>(row + head * kHeadDim));
+    if (p.factors.columns != nullptr) {
+      float4 f = *reinterpret_cast<const float4*>(p.factors.columns + head * kHeadDim + d);
+      x = make_float4(x.x * (f.x * of_token), x.y * (f.y * of_token), x.z * (f.z * of_token), x.w * (f.w * of_token));
+    }
+    return x;
+  };
+  float4 q[kGroup], key = make_float4(0, 0, 0, 0), value = key;
+#pragma unroll
+  for (int h = 0; h < kGroup; ++h) q[h] = read(item.kv_head * kGroup + h);
+  if (last) {
+    key = read(key_head);
+    value = read(value_head);
+  }
+#pragma unroll
+  for (int h = 0; h < kGroup; ++h) {
+    uint2 packed = PackBf16(Rotated(q[h], cosine, sine, p.interleaved));
+    q[h] = UnpackBf16(packed);
+    if (kFp8) packed = make_uint2(PackHalf2(q[h].x, q[h].y), PackHalf2(q[h].z, q[h].w));
+    *reinterpret_cast<uint2*>(queries + h * (kHeadDim / 2) + 2 * lane) = packed;
+  }
+  OwnToken own = {};
+  if (!last) return own;
+  int block = p.tables[static_cast<size_t>(item.slot) * p.table_pitch + item.position / kPage];
+  size_t element =
+      (static_cast<size_t>(block * p.kv_heads + item.kv_head) * kPage + item.position % kPage) * kHeadDim + d;
+  key = Store<kFp8>(p.keys, element, Rotated(key, cosine, sine, p.interleaved), p.key_inverse);
+  own.value = Store<kFp8>(p.values, element, value, p.value_inverse);
+#pragma unroll
+  for (int h = 0; h < kGroup; ++h) {
+    float sum = q[h].x * key.x + q[h].y * key.y + q[h].z * key.z + q[h].w * key.w;
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+    own.score[h] = sum * p.scale_log2;
+  }
+  return own;
 }
 
 // Byte `column` (0..255) of token row `row` in a page tile, as the copy engine's 128-byte swizzle places it.
@@ -69,11 +167,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint8_t* ring_pointer = shared_raw + (ring - SharedAddressOf(shared_raw));
   float* merge = reinterpret_cast<float*>(ring_pointer + p.stages * kStageBytes);        // [buffer][warp][head][d]
   float2* merge_ml = reinterpret_cast<float2*>(merge + 2 * kWarps * kGroup * kHeadDim);  // [buffer][warp][head]
-  uint32_t full = SharedAddressOf(merge_ml + 2 * kWarps * kGroup);
+  constexpr int kQueryWords = kGroup * kHeadDim / 2;
+  uint32_t* queries = reinterpret_cast<uint32_t*>(merge_ml + 2 * kWarps * kGroup);  // [turn % 4][head][128]
+  uint32_t full = SharedAddressOf(queries + 4 * kQueryWords);
   uint32_t empty = full + 8 * p.stages;
-  // Both by turn % 4, one a finishing warp; turn n uses buffer n % 2.
+  // All by turn % 4, one a finishing warp; turn n uses sums' buffer n % 2.
   uint32_t handed = empty + 8 * p.stages;  // the consumers' sums of the turn are in its buffer
   uint32_t taken = handed + 32;            // the turn's buffer has been read
+  uint32_t ready = taken + 32;             // the turn's queries are there
   if (threadIdx.x == 0) {
     for (int s = 0; s < p.stages; ++s) {
       BarrierInit(full + 8 * s, 1);
@@ -82,15 +183,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int finisher = 0; finisher < 4; ++finisher) {
       BarrierInit(handed + 8 * finisher, kWarps * 32);
       BarrierInit(taken + 8 * finisher, 32);
+      BarrierInit(ready + 8 * finisher, 32);
     }
     BarrierInitDone();
   }
   __syncthreads();
   LaunchDependents();
-  // The items were copied before the step's first kernel; block tables and queries come from kernels of the step.
+  // The items were copied before the step's first kernel, which edits block tables; qkv comes from the kernel upstream.
   const int items = *p.item_count;
   const AttentionItem first_item = static_cast<int>(blockIdx.x) < items ? p.items[blockIdx.x] : AttentionItem{};
-  WaitUpstream();
+  if (!p.early) WaitUpstream();
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int chunk_pages = p.split / kPage;
 
@@ -128,8 +230,6 @@ __global__ void __launch_bounds__(kThreads, 1)
           for (int box = 0; box < kBoxes; ++box) {
             TileLoad(base + kTile + box * 8192, &v_map, box * kColumns, row, full + 8 * stage, once);
           }
-          const Bf16* q = p.q + static_cast<size_t>(now.token) * p.q_stride + now.kv_head * kGroup * kHeadDim;
-          BulkLoad(base + 2 * kTile, q, 1024, full + 8 * stage);
         }
         __syncwarp();
         if (++stage == p.stages) {
@@ -144,13 +244,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp > kWarps) {
     int finisher = warp - kWarps - 1, d = 4 * lane;
     uint32_t handed_parity = 0;
-    for (int i = blockIdx.x + finisher * gridDim.x; i < items; i += 4 * gridDim.x) {
-      AttentionItem item = p.items[i];
+    const int stride = 4 * gridDim.x;
+    auto item_at = [&](int i) { return i < items ? p.items[i] : AttentionItem{}; };
+    int i = blockIdx.x + finisher * gridDim.x;
+    AttentionItem next = item_at(i);
+    WaitUpstream();
+    for (; i < items; i += stride) {
+      const AttentionItem item = next;
+      next = item_at(i + stride);
+      // Its consumers have left the queries of four turns ago: they handed over their sums.
+      const OwnToken own = Prepare<kFp8>(p, item, queries + finisher * kQueryWords);
+      BarrierArrive(ready + 8 * finisher);
+      const bool last = item.chunk + 1 == item.chunks;
       float top[kGroup], total[kGroup];
       float4 value[kGroup];
 #pragma unroll
       for (int h = 0; h < kGroup; ++h) {
-        top[h] = -INFINITY;
+        top[h] = last ? own.score[h] : -INFINITY;
         total[h] = 0;
         value[h] = make_float4(0, 0, 0, 0);
       }
@@ -189,6 +299,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int h = 0; h < kGroup; ++h) {
           add(h, *reinterpret_cast<const float4*>(sums + (w * kGroup + h) * kHeadDim), sums_ml[w * kGroup + h]);
         }
+      }
+      if (last) {
+#pragma unroll
+        for (int h = 0; h < kGroup; ++h) add(h, own.value, make_float2(own.score[h], 1));
       }
       BarrierArrive(taken + 8 * finisher);
       int chunks = item.chunks;
@@ -249,7 +363,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     tokens_next = tokens_of(i + gridDim.x);
     int count = (tokens + kPage - 1) / kPage;
     uint32_t qa[8][2];
-    bool have_q = false;
+    BarrierWait(ready + 8 * (turn & 3), turn >> 2 & 1);
+    const uint32_t* q = queries + (turn & 3) * kQueryWords + (g < kGroup ? g * 64 : 0);
+#pragma unroll
+    for (int s = 0; s < 8; ++s) {
+      // e4m3 arrives as 4 neighbouring elements a thread, so K's order within 16 is permuted; queries follow it.
+      int low = kFp8 ? s * 8 + 2 * t : s * 8 + t, high = kFp8 ? low + 1 : low + 4;
+      qa[s][0] = g < kGroup ? q[low] : 0;
+      qa[s][1] = g < kGroup ? q[high] : 0;
+    }
     float maximum = -INFINITY, sum = 0;
     float o[16][4];
 #pragma unroll
@@ -262,23 +384,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (j % kPhases == phase) {
         uint32_t k_tile = ring + stage * kStageBytes, v_tile = k_tile + kTile;
         if (left > 0) {
-          if (!have_q) {
-            have_q = true;
-            const uint32_t* q = reinterpret_cast<const uint32_t*>(ring_pointer + stage * kStageBytes + 2 * kTile);
-#pragma unroll
-            for (int s = 0; s < 8; ++s) {
-              // e4m3 arrives as 4 neighbouring elements a thread, so K's order within 16 is permuted; queries follow
-              // it.
-              int low = kFp8 ? s * 8 + 2 * t : s * 8 + t, high = kFp8 ? low + 1 : low + 4;
-              qa[s][0] = g < kGroup ? q[g * 64 + low] : 0;
-              qa[s][1] = g < kGroup ? q[g * 64 + high] : 0;
-              if constexpr (kFp8) {
-#pragma unroll
-                for (uint32_t& two : qa[s])
-                  two = PackHalf2(__uint_as_float(two << 16), __uint_as_float(two & 0xFFFF0000u));
-              }
-            }
-          }
           float s[2][4] = {};
           if constexpr (kFp8) {
             int row = sub * 16 + ((lane / 8) & 1) * 8 + lane % 8;
@@ -421,7 +526,9 @@ int DecodeAttention::Prepare(const KvLayout& kv) {
   return static_cast<int>(cudaDeviceGetAttribute(&maps_->multiprocessors, cudaDevAttrMultiProcessorCount, 0));
 }
 
-void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer) {
+void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const Factors& factors, const RopeTableView& rope,
+                          const KvLayout& kv, int32_t layer, bool early) {
+  const size_t before = kv.layer_bytes() * static_cast<size_t>(layer);
   DecodeArguments p = {a.q,
                        a.out,
                        a.items,
@@ -430,7 +537,13 @@ void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const KvLay
                        a.partial,
                        reinterpret_cast<float2*>(a.partial_ml),
                        a.arrived,
+                       rope.table,
+                       factors,
+                       static_cast<uint8_t*>(kv.keys) + before,
+                       static_cast<uint8_t*>(kv.values) + before,
                        kv.key_scale * 1.4426950408889634f / sqrtf(static_cast<float>(kHeadDim)),
+                       1.0f / kv.key_scale,
+                       1.0f / kv.value_scale,
                        kv.value_scale,
                        a.split,
                        kv.table_pitch,
@@ -438,7 +551,9 @@ void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const KvLay
                        maps_->stages,
                        a.q_stride,
                        kv.kv_heads,
-                       static_cast<int>(kv.layer_elements() / kHeadDim * static_cast<size_t>(layer))};
+                       static_cast<int>(kv.layer_elements() / kHeadDim * static_cast<size_t>(layer)),
+                       rope.interleaved,
+                       early};
   Launch(queue, kv.fp8 ? DecodeKernel<true> : DecodeKernel<false>, dim3(static_cast<unsigned>(maps_->multiprocessors)),
          kThreads, static_cast<size_t>(SharedBytes(kv.fp8, maps_->stages)), maps_->keys, maps_->values, p);
 }

@@ -130,7 +130,7 @@ __device__ __forceinline__ void SwiGlu8(const Bf16* row, int32_t columns, int at
       y[i] *= missing[0][i] * of_token;
       up[i] *= missing[1][i] * of_token;
     }
-    y[i] = y[i] / (1.0f + __expf(-y[i])) * up[i];
+    y[i] *= Reciprocal(1.0f + Exp2(y[i] * -1.4426950408889634f)) * up[i];
   }
 }
 
@@ -150,24 +150,32 @@ __global__ void SwiGluKernel(Bf16* y, const Bf16* gate_up, Factors factors, int3
   Store8(y + static_cast<size_t>(blockIdx.x) * columns + at, v);
 }
 
-// The same to e4m3: a token's largest magnitude must be known first. Few tokens are spread over a cluster of CTAs each
-// (a lone CTA cannot have enough loads open), which tell one another their largest through shared memory.
+// The same to e4m3: a token's largest magnitude must be known first. A token is spread over a cluster of CTAs (a lone
+// CTA cannot have enough loads open), which tell one another their largest through shared memory. kMany: there are
+// tokens for every multiprocessor, so that more CTAs at once are worth more than factors that are there early.
 constexpr int kSwiGluVectors = 2, kClusterMax = 8;
-__global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate_up, Factors factors, int32_t columns) {
-  __shared__ SumAndTop scratch[32];
-  __shared__ float tops[kClusterMax];
+struct SwiGluShared {
+  SumAndTop scratch[32];
+  float tops[kClusterMax];
+};
+template <bool kMany>
+__device__ __forceinline__ void SwiGluFp8(SwiGluShared& shared, const Rows& y, const Bf16* gate_up,
+                                          const Factors& factors, int32_t columns) {
   const unsigned ctas = gridDim.y, rank = blockIdx.y;  // a cluster is a token's CTAs
   LaunchDependents();
   // Said now, awaited before writing to a peer: it must have started.
   if (ctas > 1) ClusterArrive();
   const bool scaled = factors.columns != nullptr;
-  float missing[kSwiGluVectors][2][8];
+  float missing[kMany ? 1 : kSwiGluVectors][2][8];
+  auto load_factors = [&](int at, float(&to)[2][8]) {
+    if (!scaled || at >= columns) return;
+    LoadFloats(factors.columns + at, to[0]);
+    LoadFloats(factors.columns + columns + at, to[1]);
+  };
+  if constexpr (!kMany) {
 #pragma unroll
-  for (int j = 0; j < kSwiGluVectors; ++j) {
-    int at = 8 * ((j * ctas + rank) * blockDim.x + threadIdx.x);
-    if (!scaled || at >= columns) continue;
-    LoadFloats(factors.columns + at, missing[j][0]);
-    LoadFloats(factors.columns + columns + at, missing[j][1]);
+    for (int j = 0; j < kSwiGluVectors; ++j)
+      load_factors(8 * ((j * ctas + rank) * blockDim.x + threadIdx.x), missing[j]);
   }
   WaitUpstream();
   const Bf16* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * columns;
@@ -178,18 +186,19 @@ __global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate
   for (int j = 0; j < kSwiGluVectors; ++j) {
     int at = 8 * ((j * ctas + rank) * blockDim.x + threadIdx.x);
     if (at >= columns) continue;
-    SwiGlu8(row, columns, at, missing[j], scaled, of_token, v[j]);
+    if (kMany) load_factors(at, missing[0]);
+    SwiGlu8(row, columns, at, missing[kMany ? 0 : j], scaled, of_token, v[j]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) mine.top = fmaxf(mine.top, fabsf(v[j][i]));
   }
-  float top = BlockReduce<true>(mine, scratch).top;
+  float top = BlockReduce<true>(mine, shared.scratch).top;
   if (ctas > 1) {
     ClusterWait();
-    if (threadIdx.x < ctas) StoreClusterFloat(SharedAddressOf(tops + rank), threadIdx.x, top);
+    if (threadIdx.x < ctas) StoreClusterFloat(SharedAddressOf(shared.tops + rank), threadIdx.x, top);
     __syncwarp();
     ClusterArrive();
     ClusterWait();
-    for (unsigned i = 0; i < ctas; ++i) top = fmaxf(top, tops[i]);
+    for (unsigned i = 0; i < ctas; ++i) top = fmaxf(top, shared.tops[i]);
   }
   Fp8Scale codes = ScaleOf(top);
   if (rank == 0 && threadIdx.x == 0) y.scales[blockIdx.x] = codes.scale;
@@ -201,6 +210,16 @@ __global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate
     for (int i = 0; i < 8; ++i) v[j][i] *= codes.inverse;
     StoreFp8x8(y.fp8 + static_cast<size_t>(blockIdx.x) * columns + at, v[j]);
   }
+}
+
+__global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate_up, Factors factors, int32_t columns) {
+  __shared__ SwiGluShared shared;
+  SwiGluFp8<false>(shared, y, gate_up, factors, columns);
+}
+__global__ void __launch_bounds__(256, 6)
+    SwiGluFp8ManyKernel(Rows y, const Bf16* gate_up, Factors factors, int32_t columns) {
+  __shared__ SwiGluShared shared;
+  SwiGluFp8<true>(shared, y, gate_up, factors, columns);
 }
 
 // One row a CTA.
@@ -258,82 +277,119 @@ __global__ void GatherKernel(uint4* y, const uint4* x, int32_t vectors, uint4* y
   for (int i = threadIdx.x; i < vectors2; i += blockDim.x) y2[to * vectors2 + i] = x2[from * vectors2 + i];
 }
 
-// One head of one token a warp; a lane owns up to four pairs of neighbouring dimensions.
-constexpr int kRopeWarps = 8, kRopePairs = 4;  // 4 * 32 pairs are head_dim 256
-template <bool kScaled>
-__global__ void RopeKernel(Bf16* qkv, Factors factors, const float* table, bool interleaved, int32_t query_heads,
-                           const int32_t* slots, const int32_t* positions, KvLayout kv, size_t layer_offset) {
+// One token a CTA: a few lanes share a head, each with kWidth neighbouring dimensions of either half, and take several
+// heads, whose rotation is the same. Without rotation `turn` is unused.
+template <int kWidth>
+struct RopeLane {
+  float turn[2][2][kWidth];  // [half][cosine, sine]
+
+  __device__ __forceinline__ void Rotate(float (&x)[2][kWidth], bool interleaved) const {
+    float y[2][kWidth];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i)
+        y[half][i] = x[half][i] * turn[half][0][i] + (interleaved ? x[half][i ^ 1] : x[1 - half][i]) * turn[half][1][i];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) x[half][i] = y[half][i];
+    }
+  }
+};
+
+template <int kWidth>
+__device__ __forceinline__ void LoadWide(const float* p, float (&v)[kWidth]) {
+#pragma unroll
+  for (int i = 0; i < kWidth; i += 4) *reinterpret_cast<float4*>(v + i) = *reinterpret_cast<const float4*>(p + i);
+}
+template <int kWidth>
+__device__ __forceinline__ void LoadWide(const Bf16* p, float (&v)[kWidth]) {
+  if constexpr (kWidth == 8) {
+    Load8(p, v);
+  } else {
+    uint2 two = *reinterpret_cast<const uint2*>(p);
+    v[0] = __uint_as_float(two.x << 16), v[1] = __uint_as_float(two.x & 0xFFFF0000u);
+    v[2] = __uint_as_float(two.y << 16), v[3] = __uint_as_float(two.y & 0xFFFF0000u);
+  }
+}
+template <int kWidth>
+__device__ __forceinline__ void StoreWide(Bf16* p, const float (&v)[kWidth]) {
+  if constexpr (kWidth == 8) {
+    Store8(p, v);
+  } else {
+    *reinterpret_cast<uint2*>(p) = make_uint2(Pack2(v[0], v[1]), Pack2(v[2], v[3]));
+  }
+}
+template <int kWidth>
+__device__ __forceinline__ void StoreWideFp8(Fp8* p, const float (&v)[kWidth]) {
+  if constexpr (kWidth == 8) {
+    StoreFp8x8(p, v);
+  } else {
+    *reinterpret_cast<uint32_t*>(p) = PackFp8x2(v[0], v[1]) | PackFp8x2(v[2], v[3]) << 16;
+  }
+}
+
+constexpr int kRopeThreads = 128;
+template <int kWidth, bool kScaled>
+__global__ void __launch_bounds__(kRopeThreads)
+    RopeKernel(Bf16* qkv, Factors factors, const float* table, bool interleaved, int32_t query_heads,
+               const int32_t* slots, const int32_t* positions, KvLayout kv, size_t layer_offset) {
   LaunchDependents();
-  int token = blockIdx.x, head = blockIdx.y * kRopeWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
-  int heads = query_heads + 2 * kv.kv_heads, pairs = kv.head_dim / 2;
-  bool rotates = head < query_heads + kv.kv_heads;
+  const int token = blockIdx.x, heads = query_heads + 2 * kv.kv_heads, half = kv.head_dim / 2, lanes = half / kWidth;
+  const int head_step = kRopeThreads / lanes, d = threadIdx.x % lanes * kWidth;
   // Where the step's tokens stand was copied before its first kernel, and neither the table nor factors of weights ever
   // change: they may be read before the kernel upstream has finished. Block tables may not: that first kernel edits
   // them.
-  int slot = slots[token], position = positions[token];
-  const float2* cosine = reinterpret_cast<const float2*>(table + static_cast<size_t>(position) * 2 * kv.head_dim);
-  const bool scaled = kScaled && head < heads;
-  const float2* of_columns = reinterpret_cast<const float2*>(factors.columns + (scaled ? head * kv.head_dim : 0));
-  auto partner = [&](int pair) { return pair < pairs / 2 ? pair + pairs / 2 : pair - pairs / 2; };
-  float2 turn[kRopePairs][2], missing[kRopePairs][2];  // [1] of `missing`: the partner's
+  const int slot = slots[token], position = positions[token];
+  RopeLane<kWidth> lane;
+  const float* cosine = table + static_cast<size_t>(position) * 2 * kv.head_dim + d;
 #pragma unroll
-  for (int j = 0; j < kRopePairs; ++j) {
-    int pair = j * 32 + lane;
-    missing[j][0] = missing[j][1] = make_float2(1, 1);
-    if (pair >= pairs) continue;
-    if (rotates) {
-      turn[j][0] = cosine[pair];
-      turn[j][1] = cosine[pairs + pair];
-    }
-    if (!scaled) continue;
-    missing[j][0] = of_columns[pair];
-    missing[j][1] = interleaved ? missing[j][0] : of_columns[partner(pair)];
+  for (int h = 0; h < 2; ++h) {
+    LoadWide(cosine + h * half, lane.turn[h][0]);
+    LoadWide(cosine + kv.head_dim + h * half, lane.turn[h][1]);
   }
   WaitUpstream();
-  if (head >= heads || slot < 0) return;
-  float of_token = kScaled ? factors.tokens[token] : 1.0f;
-  uint32_t* row = reinterpret_cast<uint32_t*>(qkv + (static_cast<size_t>(token) * heads + head) * kv.head_dim);
-  auto read = [&](int pair, float2 factor) {
-    uint32_t two = row[pair];
-    return make_float2(__uint_as_float(two << 16) * (factor.x * of_token),
-                       __uint_as_float(two & 0xFFFF0000u) * (factor.y * of_token));
-  };
-  float2 out[kRopePairs];
+  if (slot < 0) return;
+  const float of_token = kScaled ? factors.tokens[token] : 1.0f;
+  const int block = kv.tables[static_cast<size_t>(slot) * kv.table_pitch + position / kv.tokens_per_block];
+  if (static_cast<int>(threadIdx.x) >= head_step * lanes) return;
+  for (int head = threadIdx.x / lanes; head < heads; head += head_step) {
+    Bf16* row = qkv + (static_cast<size_t>(token) * heads + head) * kv.head_dim + d;
+    float x[2][kWidth];
 #pragma unroll
-  for (int j = 0; j < kRopePairs; ++j) {
-    int pair = j * 32 + lane;
-    if (pair >= pairs) continue;
-    out[j] = read(pair, missing[j][0]);
-    if (!rotates) continue;
-    float2 other = interleaved ? make_float2(out[j].y, out[j].x) : read(partner(pair), missing[j][1]);
-    out[j] =
-        make_float2(out[j].x * turn[j][0].x + other.x * turn[j][1].x, out[j].y * turn[j][0].y + other.y * turn[j][1].y);
-  }
-  __syncwarp();  // every partner has been read before a query is overwritten
-  if (head < query_heads) {
+    for (int h = 0; h < 2; ++h) {
+      LoadWide(row + h * half, x[h]);
+      if (!kScaled) continue;
+      float missing[kWidth];
+      LoadWide(factors.columns + head * kv.head_dim + d + h * half, missing);
 #pragma unroll
-    for (int j = 0; j < kRopePairs; ++j) {
-      int pair = j * 32 + lane;
-      if (pair < pairs) row[pair] = Pack2(out[j].x, out[j].y);
+      for (int i = 0; i < kWidth; ++i) x[h][i] *= missing[i] * of_token;
     }
-    return;
-  }
-  int kv_head = (head - query_heads) % kv.kv_heads;
-  int block = kv.tables[static_cast<size_t>(slot) * kv.table_pitch + position / kv.tokens_per_block];
-  size_t at = layer_offset + ((static_cast<size_t>(block) * kv.kv_heads + kv_head) * kv.tokens_per_block +
-                              position % kv.tokens_per_block) *
-                                 kv.head_stride;
-  void* pool = rotates ? kv.keys : kv.values;
-  float inverse = 1.0f / (rotates ? kv.key_scale : kv.value_scale);
+    if (head < query_heads + kv.kv_heads) lane.Rotate(x, interleaved);
+    if (head < query_heads) {
 #pragma unroll
-  for (int j = 0; j < kRopePairs; ++j) {
-    int pair = j * 32 + lane;
-    if (pair >= pairs) continue;
-    if (kv.fp8) {
-      static_cast<uint16_t*>(pool)[at / 2 + pair] =
-          static_cast<uint16_t>(PackFp8x2(out[j].x * inverse, out[j].y * inverse));
-    } else {
-      static_cast<uint32_t*>(pool)[at / 2 + pair] = Pack2(out[j].x, out[j].y);
+      for (int h = 0; h < 2; ++h) StoreWide(row + h * half, x[h]);
+      continue;
+    }
+    const bool is_key = head < query_heads + kv.kv_heads;
+    const int kv_head = (head - query_heads) % kv.kv_heads;
+    size_t at =
+        layer_offset + d +
+        ((static_cast<size_t>(block) * kv.kv_heads + kv_head) * kv.tokens_per_block + position % kv.tokens_per_block) *
+            kv.head_stride;
+    void* pool = is_key ? kv.keys : kv.values;
+    const float inverse = 1.0f / (is_key ? kv.key_scale : kv.value_scale);
+#pragma unroll
+    for (int h = 0; h < 2; ++h, at += half) {
+      if (kv.fp8) {
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) x[h][i] *= inverse;
+        StoreWideFp8(static_cast<Fp8*>(pool) + at, x[h]);
+      } else {
+        StoreWide(static_cast<Bf16*>(pool) + at, x[h]);
+      }
     }
   }
 }
@@ -489,13 +545,15 @@ void SwiGlu(Queue& queue, const Rows& y, const Bf16* gate_up, const Factors& fac
            Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y.bf16, gate_up, factors, columns);
     return;
   }
-  int all_threads = (columns / 8 + kSwiGluVectors - 1) / kSwiGluVectors, a_cta = tokens <= 64 ? 128 : 1024;
+  // At most kClusterMax CTAs hold a token, of 1,024 threads when it is very wide.
+  const bool many = tokens > 64 && columns <= 8 * kSwiGluVectors * kClusterMax * 256;
+  int all_threads = (columns / 8 + kSwiGluVectors - 1) / kSwiGluVectors, a_cta = many ? 256 : tokens <= 64 ? 128 : 1024;
   int ctas = (all_threads + a_cta - 1) / a_cta;
   ctas = ctas > kClusterMax ? kClusterMax : ctas;
   int threads = ((all_threads + ctas - 1) / ctas + 31) / 32 * 32;
   if (threads > 1024) return Note(queue, cudaErrorInvalidValue);
-  LaunchCluster(queue, SwiGluFp8Kernel, Grid(tokens, ctas), dim3(1, static_cast<unsigned>(ctas)), threads, 0, y,
-                gate_up, factors, columns);
+  LaunchCluster(queue, many ? SwiGluFp8ManyKernel : SwiGluFp8Kernel, Grid(tokens, ctas),
+                dim3(1, static_cast<unsigned>(ctas)), threads, 0, y, gate_up, factors, columns);
 }
 
 void AddBias(Queue& queue, Bf16* y, const Factors& factors, const float* bias, int32_t tokens, int32_t columns) {
@@ -518,10 +576,11 @@ void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y
 
 void RopeAndStoreKv(Queue& queue, Bf16* qkv, const Factors& factors, const RopeTableView& rope, int32_t query_heads,
                     const int32_t* slots, const int32_t* positions, int32_t tokens, const KvLayout& kv, int32_t layer) {
-  int heads = query_heads + 2 * kv.kv_heads;
-  Launch(queue, factors.columns == nullptr ? RopeKernel<false> : RopeKernel<true>,
-         Grid(tokens, (heads + kRopeWarps - 1) / kRopeWarps), kRopeWarps * 32, 0, qkv, factors, rope.table,
-         rope.interleaved, query_heads, slots, positions, kv, static_cast<size_t>(layer) * kv.layer_elements());
+  auto pick = [&](auto* plain, auto* scaled) { return factors.columns == nullptr ? plain : scaled; };
+  auto* kernel = kv.head_dim % 16 == 0 ? pick(RopeKernel<8, false>, RopeKernel<8, true>)
+                                       : pick(RopeKernel<4, false>, RopeKernel<4, true>);
+  Launch(queue, kernel, Grid(tokens), kRopeThreads, 0, qkv, factors, rope.table, rope.interleaved, query_heads, slots,
+         positions, kv, static_cast<size_t>(layer) * kv.layer_elements());
 }
 
 void ApplyTableEdits(Queue& queue, int32_t* tables, const TableEdit* edits, const int32_t* count) {

@@ -5,6 +5,7 @@
 // form, 6 x 1 in the 256-bit form, which has half as many registers of half the width.
 #pragma once
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <type_traits>
 
@@ -22,6 +23,7 @@ constexpr int kVectorsMax = 4;
 constexpr int kVectorsMax = 1;
 #endif
 constexpr int kRowsAtOnce = 6;
+constexpr int kRowsPadded = (kAttentionRowsMax + 15) / 16 * 16;
 constexpr int kRowsAhead = 4;  // up to here an item waits for memory, not for multiply-adds
 constexpr int32_t kTile = kAttentionTileTokens;
 constexpr int32_t kGroup = kKvGroupTokens;
@@ -168,16 +170,18 @@ class Item {
         Store(o_ + r * padded + i, Zero());
       }
       Store(sum_[r], Zero());
-      peak_[r] = -std::numeric_limits<float>::infinity();
     }
+    std::fill(std::begin(peak_), std::end(peak_), -std::numeric_limits<float>::infinity());
   }
 
   // `next` is the item that this thread runs after this one, or null.
   void Run(const AttentionItem* next) {
     int32_t begin = FirstTile(item_), last = item_.position + item_.tokens - 1;
     Tile<E> tile = TileOf(item_, begin), ahead;
+    AskForRows<kWrite>(item_, item_.out, item_.out_stride);
     for (;;) {
       bool more = begin + kTile <= last;
+      if (!more && next != nullptr) AskForRows<kRead>(*next, next->q, next->q_stride);
       ahead = more ? TileOf(item_, begin + kTile) : next != nullptr ? TileOf(*next, FirstTile(*next)) : tile;
       AddTile(begin, tile, ahead);
       if (!more) break;
@@ -192,6 +196,16 @@ class Item {
     return item.window > 0 ? std::max(0, position - item.window + 1) : 0;
   }
   static int32_t FirstTile(const AttentionItem& item) { return FirstVisible(item, item.position) / kTile * kTile; }
+
+  // Queries and results lie in tensors larger than a cache: asked for a tile or more before their use.
+  static constexpr int kRead = 0, kWrite = 1;
+  template <int kUse>
+  static void AskForRows(const AttentionItem& item, const float* first, int64_t stride) {
+    for (int32_t t = 0; t < item.tokens; ++t) {
+      const float* row = first + t * stride;
+      for (int32_t i = 0; i < item.heads * item.head_dim; i += 16) __builtin_prefetch(row + i, kUse, 3);
+    }
+  }
 
   // Only groups that some row sees are touched: blocks before a window may have gone, those after are not there yet.
   static Tile<E> TileOf(const AttentionItem& item, int32_t begin) {
@@ -217,58 +231,69 @@ class Item {
     return tile;
   }
 
+  // Scores of all rows, then all probabilities, then all values: a row's softmax is a chain of latencies, and those of
+  // 24 rows side by side hide behind each other and behind the multiply-adds before and after.
   void AddTile(int32_t begin, const Tile<E>& tile, const Tile<E>& ahead) {
     if (rows_ <= kRowsAhead) {
-      WithRows(rows_, [&](auto count) { AddTileToRows<count, Ahead::kFar>(0, begin, tile, ahead); });
+      WithRows(rows_, [&](auto count) {
+        Scores<count, Ahead::kFar>(0, tile, ahead);
+        Softmax(begin, tile);
+        Values<count, Ahead::kFar>(0, tile, ahead);
+      });
       return;
     }
-    WithRows(std::min(kRowsAtOnce, rows_),
-             [&](auto count) { AddTileToRows<count, Ahead::kNear>(0, begin, tile, ahead); });
-    for (int32_t r = kRowsAtOnce; r < rows_; r += kRowsAtOnce) {
-      WithRows(std::min(kRowsAtOnce, rows_ - r),
-               [&](auto count) { AddTileToRows<count, Ahead::kNone>(r, begin, tile, ahead); });
-    }
+    auto for_rows = [&](auto&& f) {
+      for (int32_t r = kRowsAtOnce; r < rows_; r += kRowsAtOnce) {
+        WithRows(std::min(kRowsAtOnce, rows_ - r), [&](auto count) { f(r, count); });
+      }
+    };
+    int32_t first = std::min(kRowsAtOnce, rows_);
+    WithRows(first, [&](auto count) { Scores<count, Ahead::kNear>(0, tile, ahead); });
+    for_rows([&](int32_t r, auto count) { Scores<count, Ahead::kNone>(r, tile, ahead); });
+    Softmax(begin, tile);
+    WithRows(first, [&](auto count) { Values<count, Ahead::kNear>(0, tile, ahead); });
+    for_rows([&](int32_t r, auto count) { Values<count, Ahead::kNone>(r, tile, ahead); });
   }
 
   template <int R, Ahead kAhead>
-  void AddTileToRows(int32_t r, int32_t begin, const Tile<E>& tile, const Tile<E>& ahead) {
+  void Scores(int32_t r, const Tile<E>& tile, const Tile<E>& ahead) {
     int32_t padded = item_.head_dim_padded;
-    alignas(64) float scores[R * kTile];
-    alignas(64) Type p[R * kTile];
-    alignas(64) float decay[kLanes];
     ForVectors(tile.first, tile.last - tile.first, [&](int32_t g, auto count) {
       ScoreBlock<E, R, count, kAhead>(q_ + r * padded, padded, tile.keys + g, ahead.keys + g, item_.head_dim,
-                                      scores + g * kGroup);
-    });
-    Softmax<R>(r, begin, tile, scores, p, decay);
-    ForVectors(0, padded / kLanes, [&](int32_t v, auto count) {
-      ValueBlock<E, R, count, kAhead>(o_ + r * padded + v * kLanes, padded, decay, p, tile, ahead, padded * E::kStep,
-                                      v * kLanes * E::kStep);
+                                      scores_ + r * kTile + g * kGroup);
     });
   }
 
-  // Scores of R rows to probabilities, and by how much what earlier tiles gave decays. A row that sees none of the tile
-  // keeps its peak: its probabilities are zeros and its decay is 1 (or 0, before it has seen any).
-  template <int R>
-  [[gnu::always_inline]] void Softmax(int32_t r, int32_t begin, const Tile<E>& tile, float* scores, Type* p,
-                                      float* decay) {
-    alignas(64) float before[kLanes] = {}, after[kLanes] = {};
+  template <int R, Ahead kAhead>
+  void Values(int32_t r, const Tile<E>& tile, const Tile<E>& ahead) {
+    int32_t padded = item_.head_dim_padded;
+    ForVectors(0, padded / kLanes, [&](int32_t v, auto count) {
+      ValueBlock<E, R, count, kAhead>(o_ + r * padded + v * kLanes, padded, decay_ + r, p_ + r * kTile, tile, ahead,
+                                      padded * E::kStep, v * kLanes * E::kStep);
+    });
+  }
+
+  // Scores to probabilities, and by how much what earlier tiles gave decays. A row that sees none of the tile keeps its
+  // peak: its probabilities are zeros and its decay is 1 (or 0, before it has seen any).
+  void Softmax(int32_t begin, const Tile<E>& tile) {
+    alignas(64) float after[kRowsPadded] = {};
     // Most tiles of a prompt are seen whole by all rows: no mask, no loop over groups.
-    int32_t first = item_.position + r / item_.heads, last = item_.position + (r + R - 1) / item_.heads;
-    bool whole = begin + kTile <= first + 1 && FirstVisible(item_, last) <= begin;
-    for (int i = 0; i < R; ++i) {
-      float* s = scores + i * kTile;
-      before[i] = peak_[r + i];
-      after[i] = std::max(before[i], whole ? PeakOfTile(s) : MaskedPeak(r + i, begin, tile, s));
-      peak_[r + i] = after[i];
+    bool whole = begin + kTile <= item_.position + 1 && FirstVisible(item_, item_.position + item_.tokens - 1) <= begin;
+    for (int32_t r = 0; r < rows_; ++r) {
+      float* s = scores_ + r * kTile;
+      after[r] = std::max(peak_[r], whole ? PeakOfTile(s) : MaskedPeak(r, begin, tile, s));
     }
-    Store(decay, Exp2OfNonPositive(Subtract(Load(before), Load(after))));  // all rows at once
-    for (int i = 0; i < R; ++i) {
-      Lanes sum = Zero(), shift = Broadcast(after[i]);
+    for (int32_t r = 0; r < rows_; r += kLanes) {
+      Lanes peak = Load(after + r);
+      Store(decay_ + r, Exp2OfNonPositive(Subtract(Load(peak_ + r), peak)));
+      Store(peak_ + r, peak);
+    }
+    for (int32_t r = 0; r < rows_; ++r) {
+      Lanes sum = Zero(), shift = Broadcast(after[r]);
       auto add = [&](int32_t g) {
-        Lanes e = Exp2OfNonPositive(Subtract(Load(scores + i * kTile + g * kGroup), shift));
+        Lanes e = Exp2OfNonPositive(Subtract(Load(scores_ + r * kTile + g * kGroup), shift));
         sum = Add(sum, e);
-        E::StoreRounded(p + i * kTile + g * kGroup, e);
+        E::StoreRounded(p_ + r * kTile + g * kGroup, e);
       };
       if (whole) {
 #pragma GCC unroll 4
@@ -276,7 +301,7 @@ class Item {
       } else {
         for (int32_t g = tile.first; g < tile.last; ++g) add(g);
       }
-      Store(sum_[r + i], Fma(Load(sum_[r + i]), Broadcast(decay[i]), sum));
+      Store(sum_[r], Fma(Load(sum_[r]), Broadcast(decay_[r]), sum));
     }
   }
 
@@ -318,7 +343,9 @@ class Item {
   alignas(64) Type q_[kAttentionRowsMax * kHeadDimMax];
   alignas(64) float o_[kAttentionRowsMax * kHeadDimMax];
   alignas(64) float sum_[kAttentionRowsMax][kLanes];
-  float peak_[kAttentionRowsMax];
+  alignas(64) float peak_[kRowsPadded], decay_[kRowsPadded];
+  alignas(64) float scores_[kAttentionRowsMax * kTile];
+  alignas(64) Type p_[kAttentionRowsMax * kTile];
 };
 
 inline void AttentionItemInLanes(const AttentionItem& item, const AttentionItem* next) {

@@ -44,9 +44,23 @@ __device__ __forceinline__ uint32_t HalfFromFp8x2(uint32_t two_codes) {
   asm("{\n.reg .b16 low;\ncvt.u16.u32 low, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}" : "=r"(result) : "r"(two_codes));
   return result;
 }
+// Two codes' values, the first in x.
+__device__ __forceinline__ float2 FloatsFromFp8x2(uint32_t two_codes) {
+  float2 result;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+      : "=f"(result.x), "=f"(result.y)
+      : "r"(HalfFromFp8x2(two_codes)));
+  return result;
+}
 __device__ __forceinline__ float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Within an ulp; of infinity zero.
+__device__ __forceinline__ float Reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -50,7 +50,7 @@ void reference::RunRopeToken(const RopeToken& token) {
 }
 
 void RopeAndStoreKv(OpContext& ctx, TensorView qkv, const RopeView& rope, int32_t query_heads,
-                    std::span<const AttentionRow> rows, PagedKv& kv, int32_t layer) {
+                    std::span<const AttentionRow> rows, PagedKv& kv, int32_t layer, int64_t token_begin) {
   const PagedKvShape& shape = kv.shape();
   CHECK_EQ(qkv.shape[1], int64_t{query_heads + 2 * shape.kv_heads} * shape.head_dim);
   CHECK(shape.head_dim == rope.head_dim && shape.head_dim % 2 == 0 && shape.head_dim <= kHeadDimMax);
@@ -61,16 +61,17 @@ void RopeAndStoreKv(OpContext& ctx, TensorView qkv, const RopeView& rope, int32_
   // (512 tokens, best runs of forward_bench: 3.7 ms a step against 2.3).
   constexpr int64_t kGrainTokens = kKvGroupTokens;
   ctx.pool->ParallelFor(qkv.shape[0], kGrainTokens, [&](int64_t begin, int64_t end, int) {
-    auto row = std::upper_bound(rows.begin(), rows.end(), begin,
+    auto row = std::upper_bound(rows.begin(), rows.end(), token_begin + begin,
                                 [](int64_t t, const AttentionRow& r) { return t < r.token_begin; }) -
                1;
-    for (int64_t t = begin; t < end; ++t) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t t = token_begin + i;
       while (t >= row->token_begin + row->token_count) ++row;
       int32_t index = static_cast<int32_t>(t) - row->token_begin, position = row->position + index;
       DCHECK(position < rope.positions);
       int32_t in_block = position % shape.tokens_per_block, lane = position % kKvGroupTokens;
       std::byte* block = kv.Block(layer, row->blocks[position / shape.tokens_per_block]);
-      body({.qkv = qkv.row<float>(t),
+      body({.qkv = qkv.row<float>(i),
             .table = rope.at(position),
             .head_dim = shape.head_dim,
             .head_dim_padded = kv.head_dim_padded(),

@@ -29,9 +29,10 @@ struct RopeView {
 
 // qkv: f32 [tokens, (query_heads + 2 kv_heads) * head_dim]; a row is its queries, keys, values. Queries are rotated in
 // place; keys and values go to the cache at the rows' positions, keys rotated.
+// qkv's first row is token `token_begin` of those that `rows` name: a part of a batch at a time.
 // REQUIRES: rows in order of token_begin, covering the tokens; positions < rope.positions; head_dim even.
 void RopeAndStoreKv(OpContext& ctx, TensorView qkv, const RopeView& rope, int32_t query_heads,
-                    std::span<const AttentionRow> rows, PagedKv& kv, int32_t layer);
+                    std::span<const AttentionRow> rows, PagedKv& kv, int32_t layer, int64_t token_begin = 0);
 
 // One token.
 struct RopeToken {

@@ -18,7 +18,9 @@ class RecordModel final : public Model {
  public:
   explicit RecordModel(Model& model) : model_(model) {}
   void Forward(OpContext& ctx, const ForwardBatch& batch, PagedKv& kv, TensorView logits, TensorView hidden) override;
-  size_t ScratchBytes(int64_t tokens, int64_t outputs) const override { return model_.ScratchBytes(tokens, outputs); }
+  size_t ScratchBytes(int64_t tokens, int64_t outputs, int threads) const override {
+    return model_.ScratchBytes(tokens, outputs, threads);
+  }
   const ModelConfig& config() const override { return model_.config(); }
   const std::vector<uint64_t>& hashes() const { return hashes_; }
 

@@ -68,8 +68,14 @@ inline uint32_t PackFp8x2(float low, float high) {
 inline uint32_t HalfFromFp8x2(uint32_t two_codes) {
   return PackHalf2(FromFp8(two_codes & 0xFF), FromFp8(two_codes >> 8 & 0xFF));
 }
+inline float2 FloatsFromFp8x2(uint32_t two_codes) {
+  return make_float2(FromFp8(two_codes & 0xFF), FromFp8(two_codes >> 8 & 0xFF));
+}
 inline float Exp2(float x) {
   return std::exp2(x);
+}
+inline float Reciprocal(float x) {
+  return 1 / x;
 }
 
 // --- Barriers in shared memory and the bulk copy engine ---
