@@ -12,6 +12,7 @@
 #include "backend/cuda_sampling.h"
 #include "backend/cuda_step.h"
 #include "base/arithmetic.h"
+#include "base/human.h"
 #include "base/log.h"
 #include "device/cuda/cuda_device.h"
 #include "device/thread_pool.h"
@@ -29,6 +30,24 @@ constexpr int kSamplingThreadsMax = 8;
 constexpr int32_t kTunedTokensMax = 512;
 // Graphs of the shapes that are not sparse are made for so long before ready; the rest in idle gaps.
 constexpr Nanos kCaptureTimeMax = std::chrono::milliseconds(1500);
+
+// Before anything is allocated: which memory is missing, and what frees it.
+Result<void> CheckWeightsFit(const ModelConfig& model, const CudaPrecision& precision) {
+  ASSIGN_OR_RETURN(CudaMemoryInfo memory, CudaMemory());
+  const size_t weights = CudaLlama::WeightBytes(model, precision),
+               fp8 = CudaLlama::WeightBytes(model, {.fp8_linears = true});
+  if (weights + kReserveBytes <= memory.free_bytes) return {};
+  std::string cure = "take a smaller model, or a GPU with more memory";
+  if (!precision.fp8_linears && fp8 + kReserveBytes <= memory.free_bytes)
+    cure = fmt::format("--dtype fp8 makes them {}", HumanBytes(fp8));
+  return Error(Code::kInvalid,
+               fmt::format("GPU memory: the weights take {} in {} and {} is kept for the driver, {} of {} are free: {} "
+                           "are missing; {}",
+                           HumanBytes(weights), precision.fp8_linears ? "fp8" : "bf16", HumanBytes(kReserveBytes),
+                           HumanBytes(memory.free_bytes), HumanBytes(memory.total_bytes),
+                           HumanBytes(weights + kReserveBytes - memory.free_bytes), cure),
+               "dtype");
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -150,6 +169,7 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   out->outputs_max_ = RoundUp(config.max_batch_size, 128);
   CudaModelLimits limits{config.max_seq_len, std::max(config.max_num_tokens, out->outputs_max_), out->outputs_max_};
   CudaPrecision precision{.fp8_linears = config.fp8};
+  RETURN_IF_ERROR(CheckWeightsFit(model, precision));
   if (tensors != nullptr) {
     ASSIGN_OR_RETURN(out->model_, CudaLlama::Load(model, *tensors, limits, precision));
   } else {
@@ -165,6 +185,7 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
       device.driver_version % 1000 / 10, std::ranges::count(out->captured_, 1), out->captured_.size(),
       cuda::DecodeAttention::Serves(out->kv_, model.num_attention_heads, model.sliding_window) ? "by bulk copies"
                                                                                                : "by tiles");
+  ASSIGN_OR_RETURN(CudaMemoryInfo left, CudaMemory());
   CudaBackendParts parts;
   parts.memory = {{"weights on the device", out->model_->weight_bytes()},
                   {"KV cache", out->keys_.size() + out->values_.size()},
@@ -173,6 +194,7 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
                   {"sampling", out->sampling_.bytes()},
                   {"attention scratch", out->attention_.partial.size() + out->attention_.partial_ml.size()},
                   {"graphs", out->graph_bytes_},
+                  {"left on the device", left.free_bytes},
                   {"pinned host memory", out->host_logits_.size() + 2 * out->flights_[0].staging.size()}};
   parts.backend = std::move(out);
   return parts;
@@ -252,9 +274,13 @@ Result<void> CudaBackend::AllocateCache(const ModelConfig& model) {
   if (blocks < blocks_per_slot_)
     return Error(
         Code::kInvalid,
-        fmt::format("the KV cache has room for {} tokens, one sequence of max_seq_len needs {}; lower "
-                    "--max_seq_len, or raise --kv_cache_free_gpu_mem_fraction or --max_tokens_in_paged_kv_cache",
-                    blocks * config_.tokens_per_block, config_.max_seq_len),
+        fmt::format("the KV cache has room for {} tokens ({} of {} free), one sequence of max_seq_len needs {}: {} are "
+                    "missing; lower --max_seq_len or --max_num_tokens (activations take {}), or raise "
+                    "--kv_cache_free_gpu_mem_fraction ({}) or --max_tokens_in_paged_kv_cache",
+                    blocks * config_.tokens_per_block, HumanBytes(static_cast<size_t>(blocks) * block_bytes),
+                    HumanBytes(memory.free_bytes), config_.max_seq_len,
+                    HumanBytes(static_cast<size_t>(blocks_per_slot_ - blocks) * block_bytes),
+                    HumanBytes(model_->activation_bytes()), fraction),
         "max_seq_len");
   size_t half = static_cast<size_t>(blocks) * block_bytes / 2;
   ASSIGN_OR_RETURN(keys_, DeviceBuffer::Create(half));

@@ -315,5 +315,23 @@ TEST_F(CudaBackendTest, PromptLogProbsCoverEveryPromptTokenInAnyChunks) {
   EXPECT_EQ(whole[1].output.size(), 10u);
 }
 
+TEST_F(CudaBackendTest, SaysWhichMemoryIsMissingBeforeItAllocates) {
+  ModelConfig model = SmallConfig();
+  model.hidden_size = 16384;
+  model.intermediate_size = 65536;
+  model.num_hidden_layers = 400;
+  auto large = OpenCudaBackend(model, nullptr, SmallBackend());
+  ASSERT_FALSE(large.ok());
+  EXPECT_EQ(large.error().field(), "dtype");
+  EXPECT_NE(large.error().message().find("are missing; take a smaller model"), std::string::npos)
+      << large.error().message();
+  CudaBackendConfig config = SmallBackend();
+  config.max_tokens_in_paged_kv_cache = 64;
+  auto cache = OpenCudaBackend(SmallConfig(), nullptr, config);
+  ASSERT_FALSE(cache.ok());
+  EXPECT_EQ(cache.error().field(), "max_seq_len");
+  EXPECT_NE(cache.error().message().find("room for 64 tokens"), std::string::npos) << cache.error().message();
+}
+
 }  // namespace
 }  // namespace ekiben

@@ -37,6 +37,11 @@ Result<void> CheckSupported(const ModelConfig& config, const CudaModelLimits& li
   return {};
 }
 
+// Whether the kernels of e4m3 take a linear of this shape.
+bool HoldsFp8(int64_t rows, int64_t columns) {
+  return rows % 16 == 0 && columns % 16 == 0 && columns <= cuda::kQuantizeColumnsMax;
+}
+
 }  // namespace
 
 Result<CudaAttentionScratch> CudaAttentionScratch::Create(const ModelConfig& config, int32_t slots,
@@ -53,6 +58,23 @@ Result<CudaAttentionScratch> CudaAttentionScratch::Create(const ModelConfig& con
   RETURN_IF_ERROR(stream.Clear(out.arrived.data(), out.arrived.size()));
   RETURN_IF_ERROR(stream.Wait());
   return out;
+}
+
+size_t CudaLlama::WeightBytes(const ModelConfig& c, const CudaPrecision& precision) {
+  auto size = [](int64_t value) { return static_cast<size_t>(value); };
+  auto linear = [&](int64_t rows, int64_t columns, bool bias, bool fp8) {
+    const bool codes = fp8 && HoldsFp8(rows, columns);
+    size_t bytes = size(rows * columns) * (codes ? sizeof(cuda::Fp8) : sizeof(Bf16));
+    return bytes + size(rows) * sizeof(float) * (size_t{codes} + size_t{bias});
+  };
+  const bool fp8 = precision.fp8_linears;
+  const int64_t hidden = c.hidden_size, query = int64_t{c.num_attention_heads} * c.head_dim,
+                key = int64_t{c.num_key_value_heads} * c.head_dim, wide = c.intermediate_size;
+  const size_t layer = linear(query + 2 * key, hidden, c.attention_bias, fp8) +
+                       linear(hidden, query, c.attention_out_bias, fp8) + linear(2 * wide, hidden, c.mlp_bias, fp8) +
+                       linear(hidden, wide, c.mlp_bias, fp8) + size(2 * hidden) * sizeof(float);
+  return size(int64_t{c.vocab_size} * hidden) * sizeof(Bf16) + layer * size(c.num_hidden_layers) +
+         size(hidden) * sizeof(float) + linear(c.vocab_size, hidden, false, false);
 }
 
 // Fills the weights, from an engine's tensors or, without, from a seed.
@@ -142,7 +164,7 @@ class CudaLlama::Loader {
 
   Result<Linear> MakeLinear(const std::string& name, int32_t rows, int32_t columns, bool bias, bool fp8) {
     Linear out{.out_features = rows, .in_features = columns};
-    out.fp8 = fp8 && rows % 16 == 0 && columns % 16 == 0 && columns <= cuda::kQuantizeColumnsMax;
+    out.fp8 = fp8 && HoldsFp8(rows, columns);
     auto count = static_cast<size_t>(rows) * static_cast<size_t>(columns);
     ASSIGN_OR_RETURN(out.weights, Allocate(count * (out.fp8 ? sizeof(cuda::Fp8) : sizeof(Bf16))));
     if (out.fp8) {

@@ -62,6 +62,9 @@ class CudaLlama {
                                                        const CudaModelLimits& limits,
                                                        const CudaPrecision& precision = {});
 
+  // What the weights of such a model take of the device's memory; weight_bytes() when it is loaded.
+  static size_t WeightBytes(const ModelConfig& config, const CudaPrecision& precision);
+
   // Everything up to the final norm of the rows that need logits.
   Result<void> Forward(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
                        const CudaAttentionScratch& scratch);

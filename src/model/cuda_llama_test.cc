@@ -550,5 +550,27 @@ TEST(CudaSynthetic, GenerationByBulkCopiesAgreesWithContext) {
   }
 }
 
+TEST(CudaSynthetic, WeightsTakeWhatWasSaidBefore) {
+  auto device = OpenCudaDevice();
+  if (!device.ok()) GTEST_SKIP() << device.error().message();
+  ModelConfig config;
+  config.architecture = "llama";
+  config.vocab_size = 1000;
+  config.hidden_size = 64;
+  config.intermediate_size = 200;  // not a multiple of 16: `down` stays bf16
+  config.num_hidden_layers = 3;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.head_dim = 32;
+  config.attention_bias = true;
+  config.max_position_embeddings = kMaxSeqLen;
+  for (bool fp8 : {false, true}) {
+    const CudaPrecision precision{.fp8_linears = fp8};
+    auto model = CudaLlama::Synthesize(config, 1, {kMaxSeqLen, 16, 16}, precision);
+    ASSERT_TRUE(model.ok()) << model.error().message();
+    EXPECT_EQ((*model)->weight_bytes(), CudaLlama::WeightBytes(config, precision));
+  }
+}
+
 }  // namespace
 }  // namespace ekiben
