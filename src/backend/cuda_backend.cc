@@ -9,10 +9,10 @@
 #include <set>
 #include <thread>
 
+#include "backend/cuda_memory.h"
 #include "backend/cuda_sampling.h"
 #include "backend/cuda_step.h"
 #include "base/arithmetic.h"
-#include "base/human.h"
 #include "base/log.h"
 #include "device/cuda/cuda_device.h"
 #include "device/thread_pool.h"
@@ -24,30 +24,10 @@ namespace ekiben {
 namespace {
 
 constexpr int32_t kTicketsMax = 2;
-// Left free beside the cache: graphs, cuBLASLt's own memory, the driver.
-constexpr size_t kReserveBytes = size_t{512} << 20;
 constexpr int kSamplingThreadsMax = 8;
 constexpr int32_t kTunedTokensMax = 512;
 // Graphs of the shapes that are not sparse are made for so long before ready; the rest in idle gaps.
 constexpr Nanos kCaptureTimeMax = std::chrono::milliseconds(1500);
-
-// Before anything is allocated: which memory is missing, and what frees it.
-Result<void> CheckWeightsFit(const ModelConfig& model, const CudaPrecision& precision) {
-  ASSIGN_OR_RETURN(CudaMemoryInfo memory, CudaMemory());
-  const size_t weights = CudaLlama::WeightBytes(model, precision),
-               fp8 = CudaLlama::WeightBytes(model, {.fp8_linears = true});
-  if (weights + kReserveBytes <= memory.free_bytes) return {};
-  std::string cure = "take a smaller model, or a GPU with more memory";
-  if (!precision.fp8_linears && fp8 + kReserveBytes <= memory.free_bytes)
-    cure = fmt::format("--dtype fp8 makes them {}", HumanBytes(fp8));
-  return Error(Code::kInvalid,
-               fmt::format("GPU memory: the weights take {} in {} and {} is kept for the driver, {} of {} are free: {} "
-                           "are missing; {}",
-                           HumanBytes(weights), precision.fp8_linears ? "fp8" : "bf16", HumanBytes(kReserveBytes),
-                           HumanBytes(memory.free_bytes), HumanBytes(memory.total_bytes),
-                           HumanBytes(weights + kReserveBytes - memory.free_bytes), cure),
-               "dtype");
-}
 
 class CudaBackend final : public Backend {
  public:
@@ -169,7 +149,7 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   out->outputs_max_ = RoundUp(config.max_batch_size, 128);
   CudaModelLimits limits{config.max_seq_len, std::max(config.max_num_tokens, out->outputs_max_), out->outputs_max_};
   CudaPrecision precision{.fp8_linears = config.fp8};
-  RETURN_IF_ERROR(CheckWeightsFit(model, precision));
+  RETURN_IF_ERROR(CheckCudaWeightsFit(model, precision));
   if (tensors != nullptr) {
     ASSIGN_OR_RETURN(out->model_, CudaLlama::Load(model, *tensors, limits, precision));
   } else {
@@ -256,32 +236,9 @@ Result<void> CudaBackend::Allocate(const ModelConfig& model) {
 }
 
 Result<void> CudaBackend::AllocateCache(const ModelConfig& model) {
-  const double fraction = config_.kv_cache_free_gpu_mem_fraction;
-  if (!(fraction > 0 && fraction <= 0.98))
-    return Error(Code::kInvalid, fmt::format("kv_cache_free_gpu_mem_fraction: {} is outside (0, 0.98]", fraction),
-                 "kv_cache_free_gpu_mem_fraction");
-  int32_t stride = cuda::HeadStride(model.head_dim);
-  size_t block_bytes = size_t{2} * static_cast<size_t>(model.num_hidden_layers) *
-                       static_cast<size_t>(model.num_key_value_heads) * static_cast<size_t>(config_.tokens_per_block) *
-                       static_cast<size_t>(stride) * (config_.fp8_kv_cache ? sizeof(cuda::Fp8) : sizeof(cuda::Bf16));
-  ASSIGN_OR_RETURN(CudaMemoryInfo memory, CudaMemory());
-  size_t usable = memory.free_bytes > kReserveBytes ? memory.free_bytes - kReserveBytes : 0;
-  auto blocks = static_cast<int64_t>(static_cast<double>(usable) * fraction / static_cast<double>(block_bytes));
-  // More than every slot at its full length is never used.
-  blocks = std::min(blocks, int64_t{config_.max_batch_size} * blocks_per_slot_);
-  if (config_.max_tokens_in_paged_kv_cache > 0)
-    blocks = std::min(blocks, config_.max_tokens_in_paged_kv_cache / config_.tokens_per_block);
-  if (blocks < blocks_per_slot_)
-    return Error(
-        Code::kInvalid,
-        fmt::format("the KV cache has room for {} tokens ({} of {} free), one sequence of max_seq_len needs {}: {} are "
-                    "missing; lower --max_seq_len or --max_num_tokens (activations take {}), or raise "
-                    "--kv_cache_free_gpu_mem_fraction ({}) or --max_tokens_in_paged_kv_cache",
-                    blocks * config_.tokens_per_block, HumanBytes(static_cast<size_t>(blocks) * block_bytes),
-                    HumanBytes(memory.free_bytes), config_.max_seq_len,
-                    HumanBytes(static_cast<size_t>(blocks_per_slot_ - blocks) * block_bytes),
-                    HumanBytes(model_->activation_bytes()), fraction),
-        "max_seq_len");
+  const int32_t stride = cuda::HeadStride(model.head_dim);
+  const size_t block_bytes = CudaBlockBytes(model, config_);
+  ASSIGN_OR_RETURN(int64_t blocks, CudaCacheBlocks(model, config_, model_->activation_bytes()));
   size_t half = static_cast<size_t>(blocks) * block_bytes / 2;
   ASSIGN_OR_RETURN(keys_, DeviceBuffer::Create(half));
   ASSIGN_OR_RETURN(values_, DeviceBuffer::Create(half));
