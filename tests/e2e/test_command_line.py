@@ -54,7 +54,8 @@ class CommandLine(unittest.TestCase):
         self.assertIn("gguf", checkpoint["format"].lower())
         self.assertEqual(len(checkpoint["tensors"]), 272)
         engine = json.loads(ekiben("inspect", self.engine, "--json").stdout)
-        self.assertEqual(engine["pretrained_config"]["num_hidden_layers"], 30)
+        layers = 30 if "EKIBEN_TIME_SCALE" not in os.environ else 2  # of the file that a sanitizer's run makes
+        self.assertEqual(engine["pretrained_config"]["num_hidden_layers"], layers)
 
     def test_generate_keeps_order_and_resumes(self):
         prompts, out = self.folder / "prompts.jsonl", self.folder / "out.jsonl"
