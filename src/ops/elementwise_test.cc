@@ -115,7 +115,7 @@ TEST(SwiGlu, AgreesWithDoublePrecisionAndBitsWithEveryBody) {
   }
 }
 
-// The same records and spikes, the spikes in any order of tokens.
+// The same records and spikes.
 void ExpectSameRows(const QuantizedRows& a, const QuantizedRows& b) {
   ASSERT_EQ(a.tiles, b.tiles);
   for (int64_t i = 0; i < a.tiles; ++i) {
@@ -126,15 +126,11 @@ void ExpectSameRows(const QuantizedRows& a, const QuantizedRows& b) {
       EXPECT_EQ(std::memcmp(x.codes + s * x.capacity * 64, y.codes + s * y.capacity * 64, tokens * 64), 0);
       EXPECT_EQ(std::memcmp(x.records + s * x.capacity, y.records + s * y.capacity, tokens * sizeof(QuantRecord)), 0);
     }
-    auto spikes = [](const QuantTile& tile) {
-      std::vector<std::pair<uint32_t, float>> all;
-      for (const QuantSpike& spike : std::span(tile.spikes, static_cast<size_t>(*tile.spike_count))) {
-        all.emplace_back(spike.place, spike.value);
-      }
-      std::sort(all.begin(), all.end());
-      return all;
-    };
-    EXPECT_EQ(spikes(x), spikes(y));
+    for (int32_t t = 0; t < x.tokens; ++t) {
+      ASSERT_EQ(x.spike_counts[t], y.spike_counts[t]);
+      auto bytes = static_cast<size_t>(x.spike_counts[t]) * sizeof(QuantSpike);
+      EXPECT_EQ(std::memcmp(x.spikes_of(t), y.spikes_of(t), bytes), 0);
+    }
   }
 }
 

@@ -1,4 +1,5 @@
 #include "ops/linear_body.h"
 
-const ekiben::LinearKernels ekiben::kLinearAvx2 = {QuantizeToken, Int4Rows, Int8Rows, Int4SwiGlu,
-                                                   Int8SwiGlu,    F32Rows,  BF16Rows, ToBF16};
+const ekiben::LinearKernels ekiben::kLinearAvx2 = {
+    QuantizeToken,         Rows<Int4Group>, Rows<Int8Group>, SwiGluRows<Int4Group>,
+    SwiGluRows<Int8Group>, F32Rows,         BF16Rows,        ToBF16};

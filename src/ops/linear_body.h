@@ -3,7 +3,8 @@
 //
 // Integer packings. A block of up to 8 tokens against a group of 16 rows: their sums stay in registers over all strips
 // of 64 columns, so that at least 4 chains of vpdpbusd (latency 4, one a cycle) keep the unit busy, while weights are
-// unpacked on the way. A block's sums then go to an accumulator in L1, where the spikes are added, one column each.
+// unpacked on the way. A block is ended (spikes, one column each; the SwiGLU; the stores of its rows) before the next
+// one, whose multiplications are waiting by then and hide it.
 //
 // 4 bits, a block of 32 columns, S = the sum of its codes x:
 //   acc = S * (4 * 65536 - 8), then 8 vpdpbusd add sum(code * x). As two 16-bit words: lower = sum((code - 8) x), which
@@ -258,23 +259,19 @@ BODY_INLINE void StoreRecord(const Strip64& strip, float maximum, int8_t* codes,
   *record = {{sums[0] * kInt4Start, sums[1] * kInt4Start}, -128 * (sums[0] + sums[1]), tiny ? 0.0f : maximum / 127.0f};
 }
 // Moves the values in `above` (a bit a column) out of the strip that begins at `column`, the first kSpikesMax of them.
-static void TakeSpikes(Strip64& strip, uint64_t above, const float* x, int64_t column, int32_t token,
-                       SpikeBuffer& buffer) {
-  int32_t count = std::min(__builtin_popcountll(above), kSpikesMax);
-  QuantSpike* spike = buffer.spikes + buffer.count;
-  buffer.count += count;
+static QuantSpike* TakeSpikes(Strip64& strip, uint64_t above, const float* x, int64_t column, QuantSpike* spike) {
   uint64_t taken = 0;
-  for (int32_t i = 0; i < count; ++i, ++spike) {
+  for (int32_t i = 0; i < kSpikesMax && above != 0; ++i, ++spike) {
     int k = __builtin_ctzll(above);
     above &= above - 1;
     taken |= uint64_t{1} << k;
-    *spike = {x[column + k], static_cast<uint32_t>((column + k) << 8 | token)};
+    *spike = {x[column + k], static_cast<uint32_t>(column + k)};
   }
   UNROLL for (int i = 0; i < 4; ++i) strip.part[i] = ClearLanes(strip.part[i], taken >> (16 * i) & 0xffff);
+  return spike;
 }
 
-static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& tile, int32_t token,
-                          SpikeBuffer& buffer) {
+static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& tile, int32_t token) {
   // Sum of squares: 64 running sums, then quarters (0 + 1) + (2 + 3), then the lanes as in ops/lanes.h.
   Lanes squares[4] = {Zero(), Zero(), Zero(), Zero()};
   for (int64_t c = 0; c < in_features; c += kStripColumns) {
@@ -283,6 +280,7 @@ static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& 
   }
   float sum = Sum(Add(Add(squares[0], squares[1]), Add(squares[2], squares[3])));
   Lanes limit = Broadcast(kSpikeRatio * __builtin_sqrtf(sum / static_cast<float>(in_features)));
+  QuantSpike *spikes = tile.spikes_of(token), *spike = spikes;
   int64_t at = token;
   for (int64_t c = 0; c < in_features; c += kStripColumns, at += tile.capacity) {
     Strip64 s = LoadStrip(x + c, in_features - c);
@@ -290,8 +288,7 @@ static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& 
     if (LanesAbove(maxima, limit) != 0) {
       uint64_t above = 0;
       UNROLL for (int i = 0; i < 4; ++i) above |= LanesAbove(Magnitude(s.part[i]), limit) << (16 * i);
-      if (buffer.count + kSpikesMax > SpikeBuffer::kSize) FlushSpikes(tile, buffer);
-      TakeSpikes(s, above, x, c, token, buffer);
+      spike = TakeSpikes(s, above, x, c, spike);
       maxima = MaxMagnitudes(s);
     }
     StoreRecord(s, MaxOf(maxima), tile.codes + at * kStripColumns, tile.records + at);
@@ -299,6 +296,7 @@ static void QuantizeToken(const float* x, int64_t in_features, const QuantTile& 
     UNROLL for (int i = 0; i < 4; ++i) __builtin_prefetch(x + in_features + c + 16 * i, 0, 3);
     __builtin_prefetch(tile.codes + (at + 1) * kStripColumns, 1, 3);
   }
+  tile.spike_counts[token] = static_cast<int32_t>(spike - spikes);
 }
 
 // ---- Blocks of tokens -----------------------------------------------------------------------------------------------
@@ -418,25 +416,32 @@ BODY_INLINE void Int4FewTokens(const Int4Strip* strip, int64_t strips, const Qua
   UNROLL for (int t = 0; t < kTokens; ++t) Store(acc + t * kGroupRows, sum[t]);
 }
 
-// acc of each spike's token += value * weights of the spike's column, which weights_of(column) unpacks. A model's
-// spikes crowd in few columns, so the last weights of each place in a small table are kept.
-template <class WeightsOf>
-BODY_INLINE void AddSpikes(const QuantTile& tile, float* acc, WeightsOf&& weights_of) {
-  constexpr int64_t kPlaces = 32;
-  alignas(64) float weights[kPlaces * kGroupRows];
-  int64_t columns[kPlaces];
-  UNROLL for (int64_t& column : columns) column = -1;
-  for (int32_t i = 0, count = *tile.spike_count; i < count; ++i) {
-    int64_t column = tile.spikes[i].column();
-    float* known = weights + column % kPlaces * kGroupRows;
-    if (columns[column % kPlaces] != column) {
-      columns[column % kPlaces] = column;
-      Store(known, weights_of(column));
+// Weights of single columns, for spikes. A model's spikes crowd in few columns, so the last weights of each place in a
+// small table are kept.
+class SpikeColumns {
+ public:
+  SpikeColumns() { UNROLL for (uint32_t& column : columns_) column = UINT32_MAX; }
+  // sum + the spikes of `token` times their columns, which weights_of(column) unpacks.
+  template <class WeightsOf>
+  [[gnu::always_inline]] Lanes Add(const QuantTile& tile, int32_t token, Lanes sum, WeightsOf&& weights_of) {
+    const QuantSpike* spike = tile.spikes_of(token);
+    for (int32_t left = tile.spike_counts[token]; left > 0; --left, ++spike) {
+      uint32_t column = spike->column;
+      float* known = weights_ + column % kPlaces * kGroupRows;
+      if (columns_[column % kPlaces] != column) {
+        columns_[column % kPlaces] = column;
+        Store(known, weights_of(column));
+      }
+      sum = Fma(Load(known), Broadcast(spike->value), sum);
     }
-    float* row = acc + tile.spikes[i].token() * kGroupRows;
-    Store(row, Fma(Load(known), Broadcast(tile.spikes[i].value), Load(row)));
+    return sum;
   }
-}
+
+ private:
+  static constexpr uint32_t kPlaces = 32;
+  alignas(64) float weights_[kPlaces * kGroupRows];
+  uint32_t columns_[kPlaces];
+};
 
 // scale * (code - 8) + 4 * offset of one column: below 2^24 and so exact in f32.
 BODY_INLINE Lanes Int4Column(const Int4Strip& strip, int64_t column_of_strip) {
@@ -445,38 +450,40 @@ BODY_INLINE Lanes Int4Column(const Int4Strip& strip, int64_t column_of_strip) {
   return ToFloat(MultiplyWords(AddWords(code, BroadcastInt(4 * 65536 | (-8 & 0xffff))), LoadInts(strip.pairs[block])));
 }
 
-BODY_INLINE void StoreRows(const LinearTask& task, int64_t group, int64_t tokens, const float* acc, Lanes unit) {
-  int64_t row = group * kGroupRows, left = task.out_features - row;
-  bool whole = left >= kGroupRows;
-  Lanes bias = Zero();
-  if (task.bias != nullptr) bias = whole ? Load(task.bias + row) : LoadFirst(task.bias + row, left);
-  for (int64_t t = 0; t < tokens; ++t) {
-    Lanes y = Multiply(Load(acc + t * kGroupRows), unit);
-    if (task.bias != nullptr) y = Add(y, bias);
-    float* out = task.y + t * task.y_stride + row;
-    whole ? Store(out, y) : StoreFirst(out, y, left);
-  }
-}
+// Group `group` of rows of a weight.
+class Int4Group {
+ public:
+  static constexpr int kTokensMax = kInt4Tokens;
 
-// acc [tokens][16] of one group of rows; returns what the rows' sums are multiplied by.
-BODY_INLINE Lanes Int4Group(const LinearTask& task, int64_t group, float* acc) {
-  const QuantTile& tile = task.tile;
-  int64_t strips = (task.in_features + kStripColumns - 1) / kStripColumns;
-  int64_t group_bytes = strips * static_cast<int64_t>(sizeof(Int4Strip)) + 64;
-  const std::byte* data = task.weight + group * group_bytes;
-  const Int4Strip* strip = reinterpret_cast<const Int4Strip*>(data);
-  Ahead ahead = AheadOf<kInt4Tokens>(task, data, strips, sizeof(Int4Strip), group_bytes);
-  ForBlocks<kInt4Tokens>(tile.tokens, [&](int32_t token, auto count) {
-    if constexpr (count <= 3) {
-      Int4FewTokens<count>(strip, strips, tile, token, acc + token * kGroupRows, ahead);
+  Int4Group(const LinearTask& task, int64_t group) : strips_((task.in_features + kStripColumns - 1) / kStripColumns) {
+    int64_t bytes = strips_ * static_cast<int64_t>(sizeof(Int4Strip)) + 64;
+    const std::byte* data = task.weight + group * bytes;
+    strip_ = reinterpret_cast<const Int4Strip*>(data);
+    ahead_ = AheadOf<kInt4Tokens>(task, data, strips_, sizeof(Int4Strip), bytes);
+  }
+  // acc f32 [kTokens][16]: the tokens' sums, without spikes.
+  template <int kTokens>
+  [[gnu::always_inline]] void Sums(const QuantTile& tile, int32_t token, float* acc) {
+    if constexpr (kTokens <= 3) {
+      Int4FewTokens<kTokens>(strip_, strips_, tile, token, acc, ahead_);
     } else {
-      Int4Tokens<count>(strip, strips, tile, token, acc + token * kGroupRows, ahead);
+      Int4Tokens<kTokens>(strip_, strips_, tile, token, acc, ahead_);
     }
-  });
-  AddSpikes(tile, acc,
-            [&](int64_t column) { return Int4Column(strip[column / kStripColumns], column % kStripColumns); });
-  return Load(reinterpret_cast<const float*>(strip + strips));
-}
+  }
+  [[gnu::always_inline]] Lanes Spikes(const QuantTile& tile, int32_t token, Lanes sum) {
+    return columns_.Add(tile, token, sum, [&](uint32_t column) {
+      return Int4Column(strip_[column / kStripColumns], column % kStripColumns);
+    });
+  }
+  // What a row's sum is multiplied by.
+  [[gnu::always_inline]] Lanes Unit() const { return Load(reinterpret_cast<const float*>(strip_ + strips_)); }
+
+ private:
+  const Int4Strip* strip_;
+  int64_t strips_;
+  Ahead ahead_;
+  SpikeColumns columns_;
+};
 
 // ---- 8 bits ---------------------------------------------------------------------------------------------------------
 
@@ -518,64 +525,81 @@ BODY_INLINE Lanes Int8Column(const std::byte* strip, Lanes row_scale, int64_t co
   return Multiply(ToFloat(AddInts(code, BroadcastInt(-128))), row_scale);
 }
 
-BODY_INLINE Lanes Int8Group(const LinearTask& task, int64_t group, float* acc) {
-  const QuantTile& tile = task.tile;
-  int64_t strips = (task.in_features + kStripColumns - 1) / kStripColumns;
-  int64_t code_bytes = strips * static_cast<int64_t>(sizeof(Int8Strip));
-  int64_t group_bytes = code_bytes + ((strips * 32 + 63) & ~int64_t{63});
-  const std::byte* data = task.weight + group * group_bytes;
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(data + code_bytes);
-  Ahead ahead = AheadOf<kInt8Tokens>(task, data, strips, sizeof(Int8Strip), group_bytes);
-  ForBlocks<kInt8Tokens>(tile.tokens, [&](int32_t token, auto count) {
-    Int8Tokens<count>(data, scales, strips, tile, token, acc + token * kGroupRows, ahead);
-  });
-  AddSpikes(tile, acc, [&](int64_t column) {
-    int64_t s = column / kStripColumns;
-    return Int8Column(data + s * static_cast<int64_t>(sizeof(Int8Strip)), LoadBF16(scales + s * kGroupRows),
-                      column % kStripColumns);
-  });
-  return Broadcast(1.0f);
-}
+class Int8Group {
+ public:
+  static constexpr int kTokensMax = kInt8Tokens;
+
+  Int8Group(const LinearTask& task, int64_t group) : strips_((task.in_features + kStripColumns - 1) / kStripColumns) {
+    int64_t code_bytes = strips_ * static_cast<int64_t>(sizeof(Int8Strip));
+    int64_t bytes = code_bytes + ((strips_ * 32 + 63) & ~int64_t{63});
+    data_ = task.weight + group * bytes;
+    scales_ = reinterpret_cast<const uint16_t*>(data_ + code_bytes);
+    ahead_ = AheadOf<kInt8Tokens>(task, data_, strips_, sizeof(Int8Strip), bytes);
+  }
+  template <int kTokens>
+  [[gnu::always_inline]] void Sums(const QuantTile& tile, int32_t token, float* acc) {
+    Int8Tokens<kTokens>(data_, scales_, strips_, tile, token, acc, ahead_);
+  }
+  [[gnu::always_inline]] Lanes Spikes(const QuantTile& tile, int32_t token, Lanes sum) {
+    return columns_.Add(tile, token, sum, [&](uint32_t column) {
+      int64_t s = column / kStripColumns;
+      return Int8Column(data_ + s * static_cast<int64_t>(sizeof(Int8Strip)), LoadBF16(scales_ + s * kGroupRows),
+                        column % kStripColumns);
+    });
+  }
+  [[gnu::always_inline]] Lanes Unit() const { return Broadcast(1.0f); }
+
+ private:
+  const std::byte* data_;
+  const uint16_t* scales_;
+  int64_t strips_;
+  Ahead ahead_;
+  SpikeColumns columns_;
+};
 
 // ---- Groups to rows of y, with a SwiGLU or without ------------------------------------------------------------------
 
-template <auto kGroup>
+template <class Group>
 static void Rows(const LinearTask& task) {
-  alignas(64) float acc[kTileTokens * kGroupRows];
-  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    Lanes unit = kGroup(task, group, acc);
-    StoreRows(task, group, task.tile.tokens, acc, unit);
+  alignas(64) float acc[Group::kTokensMax * kGroupRows];
+  for (int64_t index = task.group_begin; index < task.group_end; ++index) {
+    Group group(task, index);
+    int64_t row = index * kGroupRows, left = task.out_features - row;
+    bool whole = left >= kGroupRows;
+    Lanes unit = group.Unit(), bias = Zero();
+    if (task.bias != nullptr) bias = whole ? Load(task.bias + row) : LoadFirst(task.bias + row, left);
+    ForBlocks<Group::kTokensMax>(task.tile.tokens, [&](int32_t token, auto count) {
+      group.template Sums<count>(task.tile, token, acc);
+      for (int32_t t = 0; t < count; ++t) {
+        Lanes y = Multiply(group.Spikes(task.tile, token + t, Load(acc + t * kGroupRows)), unit);
+        if (task.bias != nullptr) y = Add(y, bias);
+        float* out = task.y + (token + t) * task.y_stride + row;
+        whole ? Store(out, y) : StoreFirst(out, y, left);
+      }
+    });
   }
 }
 
-template <auto kGroup>
+template <class Group>
 static void SwiGluRows(const LinearTask& task) {
-  alignas(64) float gate[kTileTokens * kGroupRows], up[kTileTokens * kGroupRows];
+  alignas(64) float acc[2][Group::kTokensMax * kGroupRows];
   int64_t half = task.out_features / 2;
-  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
-    int64_t row = group * kGroupRows;
-    Lanes gate_unit = kGroup(task, group, gate), up_unit = kGroup(task, group + half / kGroupRows, up);
-    Lanes gate_bias = Zero(), up_bias = Zero();
+  for (int64_t index = task.group_begin; index < task.group_end; ++index) {
+    Group gate(task, index), up(task, index + half / kGroupRows);
+    int64_t row = index * kGroupRows;
+    Lanes gate_unit = gate.Unit(), up_unit = up.Unit(), gate_bias = Zero(), up_bias = Zero();
     if (task.bias != nullptr) gate_bias = Load(task.bias + row), up_bias = Load(task.bias + half + row);
-    for (int64_t t = 0; t < task.tile.tokens; ++t) {
-      Lanes g = Multiply(Load(gate + t * kGroupRows), gate_unit), u = Multiply(Load(up + t * kGroupRows), up_unit);
-      if (task.bias != nullptr) g = Add(g, gate_bias), u = Add(u, up_bias);
-      Store(task.y + t * task.y_stride + row, SwiGluOfLanes(g, u));
-    }
+    ForBlocks<Group::kTokensMax>(task.tile.tokens, [&](int32_t token, auto count) {
+      gate.template Sums<count>(task.tile, token, acc[0]);
+      up.template Sums<count>(task.tile, token, acc[1]);
+      for (int32_t t = 0; t < count; ++t) {
+        Lanes g = Multiply(gate.Spikes(task.tile, token + t, Load(acc[0] + t * kGroupRows)), gate_unit);
+        Lanes u = Multiply(up.Spikes(task.tile, token + t, Load(acc[1] + t * kGroupRows)), up_unit);
+        if (task.bias != nullptr) g = Add(g, gate_bias), u = Add(u, up_bias);
+        Store(task.y + (token + t) * task.y_stride + row, SwiGluOfLanes(g, u));
+      }
+    });
   }
-}
-
-static void Int4Rows(const LinearTask& task) {
-  Rows<Int4Group>(task);
-}
-static void Int8Rows(const LinearTask& task) {
-  Rows<Int8Group>(task);
-}
-static void Int4SwiGlu(const LinearTask& task) {
-  SwiGluRows<Int4Group>(task);
-}
-static void Int8SwiGlu(const LinearTask& task) {
-  SwiGluRows<Int8Group>(task);
 }
 
 // ---- Floats: one running sum an output, columns ascending -----------------------------------------------------------

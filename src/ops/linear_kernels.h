@@ -26,8 +26,7 @@ struct LinearTask {
 };
 
 struct LinearKernels {
-  void (*quantize_token)(const float* x, int64_t in_features, const QuantTile& tile, int32_t token,
-                         SpikeBuffer& buffer) = nullptr;
+  void (*quantize_token)(const float* x, int64_t in_features, const QuantTile& tile, int32_t token) = nullptr;
   void (*int4)(const LinearTask&) = nullptr;
   void (*int8)(const LinearTask&) = nullptr;
   // The same with a SwiGLU at the end: y's rows [16 * group_begin, 16 * group_end) from those of W and those

@@ -42,7 +42,7 @@ float Int8Term(const Int8Strip& strip, float row_scale, int64_t lane, const int8
 
 // A spike against one row: the weight, exact in f32, times the value.
 float Int4Spike(const Int4Strip& strip, int64_t lane, const QuantSpike& spike, float sum) {
-  int64_t block = spike.column() % kStripColumns / 32, k = spike.column() % 32;
+  int64_t block = spike.column % kStripColumns / 32, k = spike.column % 32;
   uint8_t byte = strip.codes[block][k % 16 / 4][lane][k % 4];
   int32_t code = k < 16 ? byte & 15 : byte >> 4;
   const Int4Strip::Pair& pair = strip.pairs[block][lane];
@@ -50,7 +50,7 @@ float Int4Spike(const Int4Strip& strip, int64_t lane, const QuantSpike& spike, f
 }
 
 float Int8Spike(const Int8Strip& strip, float row_scale, int64_t lane, const QuantSpike& spike, float sum) {
-  int32_t code = strip.codes[spike.column() % kStripColumns / 4][lane][spike.column() % 4] - 128;
+  int32_t code = strip.codes[spike.column % kStripColumns / 4][lane][spike.column % 4] - 128;
   return std::fma(static_cast<float>(code) * row_scale, spike.value, sum);
 }
 
@@ -63,10 +63,8 @@ float SumStrips(const LinearTask& task, int32_t token, const Term& term, const S
     int64_t at = s * tile.capacity;
     sum = term(s, tile.codes + (at + token) * kStripColumns, tile.records[at + token], sum);
   }
-  for (int32_t i = 0; i < *tile.spike_count; ++i) {
-    const QuantSpike& candidate = tile.spikes[i];
-    if (candidate.token() == token) sum = spike(candidate.column() / kStripColumns, candidate, sum);
-  }
+  const QuantSpike* spikes = tile.spikes_of(token);
+  for (int32_t i = 0; i < tile.spike_counts[token]; ++i) sum = spike(spikes[i].column / kStripColumns, spikes[i], sum);
   return sum;
 }
 
@@ -170,11 +168,11 @@ void StoreRecord(const float (&values)[kStripColumns], int8_t* codes, QuantRecor
 }
 
 // Moves the values beyond `limit`, the first kSpikesMax, out of the strip that begins at `column`.
-void TakeSpikes(float (&values)[kStripColumns], float limit, int64_t column, int32_t token, SpikeBuffer& buffer) {
+void TakeSpikes(float (&values)[kStripColumns], float limit, int64_t column, QuantSpike*& spike) {
   int32_t left = kSpikesMax;
   for (int k = 0; k < kStripColumns && left > 0; ++k) {
     if (!(std::fabs(values[k]) > limit)) continue;
-    buffer.spikes[buffer.count++] = {values[k], static_cast<uint32_t>((column + k) << 8 | token)};
+    *spike++ = {values[k], static_cast<uint32_t>(column + k)};
     values[k] = 0.0f;
     --left;
   }
@@ -182,23 +180,23 @@ void TakeSpikes(float (&values)[kStripColumns], float limit, int64_t column, int
 
 }  // namespace
 
-void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile& tile, int32_t token,
-                            SpikeBuffer& buffer) {
+void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile& tile, int32_t token) {
   float squares[64] = {};
   for (int64_t k = 0; k < in_features; ++k) squares[k % 64] = std::fma(x[k], x[k], squares[k % 64]);
   LaneSum squares_sum;
   for (int i = 0; i < 16; ++i)
     squares_sum.lane[i] = (squares[i] + squares[16 + i]) + (squares[32 + i] + squares[48 + i]);
   float limit = kSpikeRatio * std::sqrt(squares_sum.Total() / static_cast<float>(in_features));
+  QuantSpike* spike = tile.spikes_of(token);
   for (int64_t s = 0; s < StripsOf(in_features); ++s) {
     float values[kStripColumns] = {};
     int64_t columns = std::min(kStripColumns, in_features - s * kStripColumns);
     std::memcpy(values, x + s * kStripColumns, static_cast<size_t>(columns) * sizeof(float));
-    if (buffer.count + kSpikesMax > SpikeBuffer::kSize) FlushSpikes(tile, buffer);
-    TakeSpikes(values, limit, s * kStripColumns, token, buffer);
+    TakeSpikes(values, limit, s * kStripColumns, spike);
     int64_t at = s * tile.capacity + token;
     StoreRecord(values, tile.codes + at * kStripColumns, tile.records[at]);
   }
+  tile.spike_counts[token] = static_cast<int32_t>(spike - tile.spikes_of(token));
 }
 
 const LinearKernels kLinearReference = {

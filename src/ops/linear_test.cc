@@ -369,10 +369,10 @@ TEST(Quantize, ZerosAndOutliers) {
     x[128 + 70] = 200.0f;
     QuantizedRows rows = QuantizeRows(ctx, TensorView(x.data(), DType::kF32, {2, 128}));
     QuantTile tile = rows.Tile(0);
-    ASSERT_EQ(*tile.spike_count, 1);
-    EXPECT_EQ(tile.spikes[0].value, 200.0f);
-    EXPECT_EQ(tile.spikes[0].token(), 1);
-    EXPECT_EQ(tile.spikes[0].column(), 70);
+    EXPECT_EQ(tile.spike_counts[0], 0);
+    ASSERT_EQ(tile.spike_counts[1], 1);
+    EXPECT_EQ(tile.spikes_of(1)->value, 200.0f);
+    EXPECT_EQ(tile.spikes_of(1)->column, 70u);
     EXPECT_EQ(tile.records[0].scale, 0.0f);
     const QuantRecord& record = tile.records[tile.capacity + 1];
     const int8_t* codes = tile.codes + (tile.capacity + 1) * kStripColumns;
@@ -400,8 +400,10 @@ TEST(Quantize, AStripGivesUpAFewValues) {
     QuantizedRows rows = QuantizeRows(ctx, TensorView(x.data(), DType::kF32, {kTokens, kColumns}));
     for (int64_t i = 0; i < rows.tiles; ++i) {
       QuantTile tile = rows.Tile(i);
-      ASSERT_EQ(*tile.spike_count, tile.tokens * kSpikesMax);
-      for (int32_t k = 0; k < *tile.spike_count; ++k) EXPECT_EQ(tile.spikes[k].column() / kStripColumns, 1);
+      for (int32_t t = 0; t < tile.tokens; ++t) {
+        ASSERT_EQ(tile.spike_counts[t], kSpikesMax);
+        for (int32_t k = 0; k < kSpikesMax; ++k) EXPECT_EQ(tile.spikes_of(t)[k].column / kStripColumns, 1);
+      }
       const int8_t* codes = tile.codes + tile.capacity * kStripColumns;
       for (int k = 0; k < 12; ++k) EXPECT_EQ(codes[5 * k], k < kSpikesMax ? 0 : 127) << Name(isa) << " " << k;
     }
@@ -418,7 +420,7 @@ TEST(Quantize, NonFiniteInputsStayInBounds) {
     Arena arena(QuantizedRowsBytes(3, 64) + 64);
     OpContext ctx{&pool, &arena, isa};
     QuantizedRows rows = QuantizeRows(ctx, TensorView(x.data(), DType::kF32, {3, 64}));
-    EXPECT_LE(*rows.Tile(0).spike_count, 3 * kSpikesMax);
+    for (int32_t t = 0; t < 3; ++t) EXPECT_LE(rows.Tile(0).spike_counts[t], kSpikesMax);
   }
 }
 

@@ -1,7 +1,5 @@
 #include "ops/quantize.h"
 
-#include <cstring>
-
 #include "ops/linear_dispatch.h"
 #include "ops/linear_kernels.h"
 #include "ops/packing.h"
@@ -19,15 +17,15 @@ size_t RoundTo64(size_t bytes) {
 }
 
 struct TileLayout {
-  size_t records, spikes, spike_count, bytes;  // offsets, and the whole
+  size_t records, spikes, spike_counts, bytes;  // offsets, and the whole
 };
 TileLayout LayoutOf(int64_t tokens, int64_t strips) {
   size_t slots = static_cast<size_t>(strips * tokens);
   TileLayout layout;
   layout.records = slots * kStripColumns;
   layout.spikes = RoundTo64(layout.records + slots * sizeof(QuantRecord));
-  layout.spike_count = RoundTo64(layout.spikes + slots * kSpikesMax * sizeof(QuantSpike));
-  layout.bytes = layout.spike_count + 64;  // a line of its own
+  layout.spike_counts = layout.spikes + slots * kSpikesMax * sizeof(QuantSpike);
+  layout.bytes = RoundTo64(layout.spike_counts + static_cast<size_t>(tokens) * sizeof(int32_t));
   return layout;
 }
 
@@ -45,7 +43,8 @@ QuantTile QuantizedRows::Tile(int64_t tile) const {
   out.codes = reinterpret_cast<int8_t*>(base);
   out.records = reinterpret_cast<QuantRecord*>(base + layout.records);
   out.spikes = reinterpret_cast<QuantSpike*>(base + layout.spikes);
-  out.spike_count = reinterpret_cast<int32_t*>(base + layout.spike_count);
+  out.spike_counts = reinterpret_cast<int32_t*>(base + layout.spike_counts);
+  out.spikes_capacity = strips * kSpikesMax;
   return out;
 }
 
@@ -56,10 +55,7 @@ size_t QuantizedRowsBytes(int64_t tokens, int64_t in_features) {
 }
 
 QuantizedRows LayOutQuantizedRows(int64_t tokens, int64_t in_features, std::byte* data) {
-  QuantizedRows rows{tokens, in_features, TilesOf(tokens), data};
-  // With tiles of ceil(tokens / tiles) the last could be empty only for tokens < tiles, which cannot be.
-  for (int64_t i = 0; i < rows.tiles; ++i) *rows.Tile(i).spike_count = 0;
-  return rows;
+  return {tokens, in_features, TilesOf(tokens), data};
 }
 
 QuantizedRows TakeQuantizedRows(OpContext& ctx, int64_t tokens, int64_t in_features) {
@@ -67,21 +63,13 @@ QuantizedRows TakeQuantizedRows(OpContext& ctx, int64_t tokens, int64_t in_featu
   return LayOutQuantizedRows(tokens, in_features, ctx.arena->Take<std::byte>(bytes));
 }
 
-void FlushSpikes(const QuantTile& tile, SpikeBuffer& buffer) {
-  if (buffer.count == 0) return;
-  int32_t at = __atomic_fetch_add(tile.spike_count, buffer.count, __ATOMIC_RELAXED);
-  std::memcpy(tile.spikes + at, buffer.spikes, static_cast<size_t>(buffer.count) * sizeof(QuantSpike));
-  buffer.count = 0;
-}
-
 RowQuantizer::RowQuantizer(Isa isa, const QuantizedRows& rows) : rows_(rows), kernels_(LinearKernelsOf(isa)) {}
 
 void RowQuantizer::Row(int64_t token, const float* x) {
   if (token < tile_.token_begin || token >= tile_.token_begin + tile_.tokens) {
-    FlushSpikes(tile_, buffer_);
     tile_ = rows_.Tile(token / ((rows_.tokens + rows_.tiles - 1) / rows_.tiles));
   }
-  kernels_.quantize_token(x, rows_.in_features, tile_, static_cast<int32_t>(token - tile_.token_begin), buffer_);
+  kernels_.quantize_token(x, rows_.in_features, tile_, static_cast<int32_t>(token - tile_.token_begin));
 }
 
 QuantizedRows QuantizeRows(OpContext& ctx, TensorView x) {

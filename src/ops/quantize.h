@@ -35,36 +35,25 @@ constexpr int32_t kInt4Start = 4 * 65536 - 8;
 
 struct QuantSpike {
   float value;
-  uint32_t place;  // column << 8 | token within the tile
-
-  int32_t token() const { return static_cast<int32_t>(place & 255); }
-  int64_t column() const { return place >> 8; }
+  uint32_t column;
 };
 
-// Up to kTileTokens tokens. For each strip of 64 columns: one record a token, in order. The tile's spikes: in any order
-// of tokens but ascending columns of one token.
+// Up to kTileTokens tokens. For each strip of 64 columns: one record a token, in order. For each token: its spikes,
+// columns ascending, in a place of its own that holds the most there can be.
 struct QuantTile {
   int64_t token_begin = 0;  // in the batch
   int32_t tokens = 0;
-  int32_t capacity = 0;            // records of a strip: tokens, or more
-  int8_t* codes = nullptr;         // [strips][capacity][64]
-  QuantRecord* records = nullptr;  // [strips][capacity]
-  QuantSpike* spikes = nullptr;    // [strips * capacity * kSpikesMax]
-  int32_t* spike_count = nullptr;
+  int32_t capacity = 0;             // records of a strip: tokens, or more
+  int8_t* codes = nullptr;          // [strips][capacity][64]
+  QuantRecord* records = nullptr;   // [strips][capacity]
+  QuantSpike* spikes = nullptr;     // [capacity][spikes_capacity]
+  int32_t* spike_counts = nullptr;  // [capacity]
+  int64_t spikes_capacity = 0;      // strips * kSpikesMax
+
+  QuantSpike* spikes_of(int32_t token) const { return spikes + token * spikes_capacity; }
 };
 
 constexpr int64_t kTileTokens = 128;
-static_assert(kTileTokens <= 256, "QuantSpike::place");
-
-// Spikes on their way into a tile's list. Several threads fill a tile, and an add to the list's count for every strip
-// with spikes sends the lines of the list to and fro between them.
-struct SpikeBuffer {
-  static constexpr int32_t kSize = 256;
-  int32_t count = 0;
-  QuantSpike spikes[kSize];
-};
-void FlushSpikes(const QuantTile& tile, SpikeBuffer& buffer);
-
 // In arena memory, or the reference's own.
 struct QuantizedRows {
   int64_t tokens = 0, in_features = 0;
@@ -75,20 +64,17 @@ struct QuantizedRows {
 };
 
 size_t QuantizedRowsBytes(int64_t tokens, int64_t in_features);
-// Lays `data` (QuantizedRowsBytes, 64-byte aligned) out for `tokens` rows, with no spike yet.
+// Lays `data` (QuantizedRowsBytes, 64-byte aligned) out for `tokens` rows.
 QuantizedRows LayOutQuantizedRows(int64_t tokens, int64_t in_features, std::byte* data);
 
 // x: f32 [tokens, in_features], row stride free. The result lives in ctx.arena until the caller rewinds it.
 QuantizedRows QuantizeRows(OpContext& ctx, TensorView x);
 // The same in two parts, for an op that makes a token's values and quantises them while they are in the cache. Each
-// token once; different tokens from any threads, each with a quantizer of its own. Rows are whole when it is gone.
+// token once; different tokens from any threads, each with a quantizer of its own.
 QuantizedRows TakeQuantizedRows(OpContext& ctx, int64_t tokens, int64_t in_features);
 class RowQuantizer {
  public:
   RowQuantizer(Isa isa, const QuantizedRows& rows);
-  ~RowQuantizer() { FlushSpikes(tile_, buffer_); }
-  RowQuantizer(const RowQuantizer&) = delete;
-  RowQuantizer& operator=(const RowQuantizer&) = delete;
   // Fast for ascending tokens.
   void Row(int64_t token, const float* x);
 
@@ -96,11 +82,9 @@ class RowQuantizer {
   const QuantizedRows& rows_;
   const LinearKernels& kernels_;
   QuantTile tile_;
-  SpikeBuffer buffer_;
 };
 
-// One token into its tile, the plain form and the definition of every body. `buffer` keeps spikes of this tile.
-void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile& tile, int32_t token,
-                            SpikeBuffer& buffer);
+// One token into its tile, the plain form and the definition of every body.
+void QuantizeTokenReference(const float* x, int64_t in_features, const QuantTile& tile, int32_t token);
 
 }  // namespace ekiben
