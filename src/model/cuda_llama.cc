@@ -321,6 +321,7 @@ Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, c
     LtOperands operands{.w = w.weights.data(), .x = w.fp8 ? static_cast<const void*>(x.fp8) : x.bf16, .out = out};
     RETURN_IF_ERROR(
         cublaslt_->Multiply(queue.stream, {tokens, w.out_features, w.in_features, w.fp8, out_f32}, operands));
+    queue.serial_next = true;
   }
   cuda::Factors factors;
   if (w.fp8) factors = {w.scales.as<float>(), x.scales};

@@ -24,7 +24,7 @@ void LaunchCluster(Queue& queue, void (*kernel)(P...), dim3 grid, dim3 cluster, 
   config.stream = queue.stream;
   cudaLaunchAttribute attributes[2];
   unsigned count = 0;
-  if (queue.dependent) {
+  if (queue.dependent && !queue.serial_next) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }
@@ -32,6 +32,7 @@ void LaunchCluster(Queue& queue, void (*kernel)(P...), dim3 grid, dim3 cluster, 
     attributes[count].id = cudaLaunchAttributeClusterDimension;
     attributes[count++].val.clusterDim = {cluster.x, cluster.y, cluster.z};
   }
+  queue.serial_next = false;
   config.attrs = attributes;
   config.numAttrs = count;
   Note(queue, cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));

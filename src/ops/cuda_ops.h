@@ -40,6 +40,9 @@ struct Queue {
   CUstream_st* stream = nullptr;
   bool dependent = true;
   int error = 0;
+  // The kernel upstream is a library's, which lets nothing start before it has ended: an ordinary launch then begins
+  // sooner than a dependent one. Set by who queued it, for one launch.
+  bool serial_next = false;
 };
 
 // --- Rows and elements (elementwise.cu) ---

@@ -150,15 +150,17 @@ __global__ void SwiGluKernel(Bf16* y, const Bf16* gate_up, Factors factors, int3
   Store8(y + static_cast<size_t>(blockIdx.x) * columns + at, v);
 }
 
-// The same to e4m3: a token's largest magnitude must be known first. A token is spread over a cluster of CTAs (a lone
-// CTA cannot have enough loads open), which tell one another their largest through shared memory. kMany: there are
-// tokens for every multiprocessor, so that more CTAs at once are worth more than factors that are there early.
-constexpr int kSwiGluVectors = 2, kClusterMax = 8;
+// The same to e4m3: a token's largest magnitude must be known first. Few tokens are spread over a cluster of CTAs each
+// (a lone CTA cannot have enough loads open), which tell one another their largest through shared memory. kMany: there
+// are tokens for every multiprocessor, so that two whole tokens at once on each are worth more than factors that are
+// there early.
+constexpr int kClusterMax = 8;
+constexpr int kSwiGluVectors = 2, kSwiGluThreads = 128, kSwiGluManyVectors = 4, kSwiGluManyThreads = 448;
 struct SwiGluShared {
   SumAndTop scratch[32];
   float tops[kClusterMax];
 };
-template <bool kMany>
+template <bool kMany, int kVectors>
 __device__ __forceinline__ void SwiGluFp8(SwiGluShared& shared, const Rows& y, const Bf16* gate_up,
                                           const Factors& factors, int32_t columns) {
   const unsigned ctas = gridDim.y, rank = blockIdx.y;  // a cluster is a token's CTAs
@@ -166,7 +168,7 @@ __device__ __forceinline__ void SwiGluFp8(SwiGluShared& shared, const Rows& y, c
   // Said now, awaited before writing to a peer: it must have started.
   if (ctas > 1) ClusterArrive();
   const bool scaled = factors.columns != nullptr;
-  float missing[kMany ? 1 : kSwiGluVectors][2][8];
+  float missing[kMany ? 1 : kVectors][2][8];
   auto load_factors = [&](int at, float(&to)[2][8]) {
     if (!scaled || at >= columns) return;
     LoadFloats(factors.columns + at, to[0]);
@@ -174,16 +176,15 @@ __device__ __forceinline__ void SwiGluFp8(SwiGluShared& shared, const Rows& y, c
   };
   if constexpr (!kMany) {
 #pragma unroll
-    for (int j = 0; j < kSwiGluVectors; ++j)
-      load_factors(8 * ((j * ctas + rank) * blockDim.x + threadIdx.x), missing[j]);
+    for (int j = 0; j < kVectors; ++j) load_factors(8 * ((j * ctas + rank) * blockDim.x + threadIdx.x), missing[j]);
   }
   WaitUpstream();
   const Bf16* row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * columns;
   float of_token = scaled ? factors.tokens[blockIdx.x] : 1.0f;
-  float v[kSwiGluVectors][8];
+  float v[kVectors][8];
   SumAndTop mine = {0, 0};
 #pragma unroll
-  for (int j = 0; j < kSwiGluVectors; ++j) {
+  for (int j = 0; j < kVectors; ++j) {
     int at = 8 * ((j * ctas + rank) * blockDim.x + threadIdx.x);
     if (at >= columns) continue;
     if (kMany) load_factors(at, missing[0]);
@@ -203,7 +204,7 @@ __device__ __forceinline__ void SwiGluFp8(SwiGluShared& shared, const Rows& y, c
   Fp8Scale codes = ScaleOf(top);
   if (rank == 0 && threadIdx.x == 0) y.scales[blockIdx.x] = codes.scale;
 #pragma unroll
-  for (int j = 0; j < kSwiGluVectors; ++j) {
+  for (int j = 0; j < kVectors; ++j) {
     int at = 8 * ((j * ctas + rank) * blockDim.x + threadIdx.x);
     if (at >= columns) continue;
 #pragma unroll
@@ -214,12 +215,12 @@ __device__ __forceinline__ void SwiGluFp8(SwiGluShared& shared, const Rows& y, c
 
 __global__ void __launch_bounds__(1024) SwiGluFp8Kernel(Rows y, const Bf16* gate_up, Factors factors, int32_t columns) {
   __shared__ SwiGluShared shared;
-  SwiGluFp8<false>(shared, y, gate_up, factors, columns);
+  SwiGluFp8<false, kSwiGluVectors>(shared, y, gate_up, factors, columns);
 }
-__global__ void __launch_bounds__(256, 6)
+__global__ void __launch_bounds__(kSwiGluManyThreads, 2)
     SwiGluFp8ManyKernel(Rows y, const Bf16* gate_up, Factors factors, int32_t columns) {
   __shared__ SwiGluShared shared;
-  SwiGluFp8<true>(shared, y, gate_up, factors, columns);
+  SwiGluFp8<true, kSwiGluManyVectors>(shared, y, gate_up, factors, columns);
 }
 
 // One row a CTA.
@@ -545,10 +546,10 @@ void SwiGlu(Queue& queue, const Rows& y, const Bf16* gate_up, const Factors& fac
            Grid(tokens, (columns / 8 + threads - 1) / threads), threads, 0, y.bf16, gate_up, factors, columns);
     return;
   }
-  // At most kClusterMax CTAs hold a token, of 1,024 threads when it is very wide.
-  const bool many = tokens > 64 && columns <= 8 * kSwiGluVectors * kClusterMax * 256;
-  int all_threads = (columns / 8 + kSwiGluVectors - 1) / kSwiGluVectors, a_cta = many ? 256 : tokens <= 64 ? 128 : 1024;
-  int ctas = (all_threads + a_cta - 1) / a_cta;
+  // At most kClusterMax CTAs hold a token; those of a very wide one have up to 1,024 threads.
+  const bool many = tokens > 64 && columns <= 8 * kSwiGluManyVectors * kClusterMax * kSwiGluManyThreads;
+  const int vectors = many ? kSwiGluManyVectors : kSwiGluVectors, a_cta = many ? kSwiGluManyThreads : kSwiGluThreads;
+  int all_threads = (columns / 8 + vectors - 1) / vectors, ctas = (all_threads + a_cta - 1) / a_cta;
   ctas = ctas > kClusterMax ? kClusterMax : ctas;
   int threads = ((all_threads + ctas - 1) / ctas + 31) / 32 * 32;
   if (threads > 1024) return Note(queue, cudaErrorInvalidValue);
