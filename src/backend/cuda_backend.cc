@@ -157,14 +157,14 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   }
   RETURN_IF_ERROR(out->Allocate(model));
   RETURN_IF_ERROR(out->AllocateCache(model));
+  out->item_shape_ = out->model_->item_shape(out->attention_);  // now with what suits the cache
   RETURN_IF_ERROR(out->WarmUp());
   RETURN_IF_ERROR(out->MeasurePairCost());
   out->info_.name = "cuda";
-  out->info_.description = fmt::format(
-      "{}, driver {}.{}, graphs of {} of {} shapes of steps, attention {}", device.name, device.driver_version / 1000,
-      device.driver_version % 1000 / 10, std::ranges::count(out->captured_, 1), out->captured_.size(),
-      cuda::DecodeAttention::Serves(out->kv_, model.num_attention_heads, model.sliding_window) ? "by bulk copies"
-                                                                                               : "by tiles");
+  out->info_.description = fmt::format("{}, driver {}.{}, graphs of {} of {} shapes of steps, attention {}",
+                                       device.name, device.driver_version / 1000, device.driver_version % 1000 / 10,
+                                       std::ranges::count(out->captured_, 1), out->captured_.size(),
+                                       out->model_->generation_stores_keys() ? "by bulk copies" : "by tiles");
   ASSIGN_OR_RETURN(CudaMemoryInfo left, CudaMemory());
   CudaBackendParts parts;
   parts.memory = {{"weights on the device", out->model_->weight_bytes()},
@@ -188,7 +188,7 @@ Result<void> CudaBackend::Allocate(const ModelConfig& model) {
   slots_.resize(slots);
   blocks_per_slot_ = CeilDiv(config_.max_seq_len, config_.tokens_per_block);
   ASSIGN_OR_RETURN(attention_, CudaAttentionScratch::Create(model, config_.max_batch_size, config_.max_seq_len));
-  item_shape_ = {model.num_key_value_heads, model.num_attention_heads / model.num_key_value_heads, attention_.split};
+  item_shape_ = model_->item_shape(attention_);
 
   shapes_ = CudaStepShapes(config_.max_batch_size, config_.max_num_tokens);
   graphs_.resize(shapes_.all().size());
@@ -226,9 +226,8 @@ Result<void> CudaBackend::Allocate(const ModelConfig& model) {
   }
   for (auto* list : {&source_, &positions_, &token_slots_, &output_tokens_, &sample_slots_, &sampled_rows_})
     list->reserve(static_cast<size_t>(tokens_max));
-  context_items_.reserve(static_cast<size_t>(context_items_max));
-  generation_items_.reserve(static_cast<size_t>(generation_items_max));
-  balanced_.reserve(static_cast<size_t>(generation_items_max));
+  for (auto* list : {&context_items_, &generation_items_, &balanced_})
+    list->reserve(static_cast<size_t>(std::max(context_items_max, generation_items_max)));
   sampler_ = std::make_unique<Sampler>(config_.max_batch_size, vocab_, BestIsa());
   pool_ = std::make_unique<ThreadPool>(
       std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kSamplingThreadsMax));
@@ -509,6 +508,7 @@ void CudaBackend::Gather(const StepPlan& plan, Flight& flight) {
     if (to.choice == Choice::kSampler) sampled_rows_.push_back(to.output % outputs_max_);
   }
   cuda::BalanceItems(generation_items_, item_shape_.split, multiprocessors_, balanced_);
+  cuda::BalanceContextItems(context_items_, item_shape_, balanced_);
 }
 
 // The gathered step into the flight's staging. Table edits that the layout has no room for go behind everything else.

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include <algorithm>
 #include <tuple>
 
@@ -126,6 +128,32 @@ TEST(CudaStep, ContextItemsCoverEveryQueryOfEveryHeadOnce) {
     EXPECT_EQ(item.slot, 4);
     EXPECT_EQ(item.position, 100);
     EXPECT_EQ(item.tokens, 50);
+  }
+}
+
+TEST(CudaStep, ClusterItemsCoverEveryQueryOfEveryHeadOnce) {
+  cuda::AttentionItemShape shape{.kv_heads = 3, .group = 4, .split = 1024, .clusters = 66};
+  // Tokens, position, parts that the keys are cut in.
+  for (auto [tokens, position, chunks] :
+       {std::tuple{50, 100, 1}, {50, 1023, 1}, {50, 1024, 2}, {2, 8000, 2}, {704, 1024, 2}, {705, 1024, 1}}) {
+    std::vector<cuda::AttentionItem> items;
+    cuda::AddContextItems(shape, 10, 4, position, tokens, items);
+    std::map<std::pair<int32_t, int32_t>, int> seen;  // of a head and a tile
+    for (const auto& item : items) {
+      EXPECT_EQ(std::tuple(item.token, item.slot, item.position, item.tokens, item.chunks),
+                std::tuple(10, 4, position, tokens, chunks));
+      for (int32_t rank = 0; rank < cuda::kContextCluster; ++rank)
+        if (item.kv_head + rank / chunks < 3) ++seen[{item.kv_head + rank / chunks, item.first}];
+    }
+    int32_t tiles = CeilDiv(tokens * 4, cuda::kClusterQueryTile);
+    EXPECT_EQ(seen.size(), static_cast<size_t>(3 * tiles));
+    for (const auto& [tile, parts] : seen) EXPECT_EQ(parts, chunks);
+    // No more than the backend makes room for, which counts tiles of 64.
+    EXPECT_LE(items.size(), static_cast<size_t>(3 * CeilDiv(tokens * 4, cuda::kQueryTile)));
+    auto before = items.size();
+    std::vector<cuda::AttentionItem> scratch;
+    cuda::BalanceContextItems(items, shape, scratch);
+    EXPECT_EQ(items.size(), before);
   }
 }
 

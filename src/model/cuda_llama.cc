@@ -289,8 +289,19 @@ Result<void> CudaLlama::UploadRope() {
 
 Result<void> CudaLlama::BindCache(const cuda::KvLayout& kv) {
   decode_attention_serves_ = cuda::DecodeAttention::Serves(kv, config_.num_attention_heads, config_.sliding_window);
-  if (!decode_attention_serves_) return {};
-  return CudaStatus(decode_attention_.Prepare(kv), "preparing attention");
+  cluster_attention_serves_ = cuda::ClusterAttention::Serves(kv, config_.sliding_window);
+  if (decode_attention_serves_)
+    RETURN_IF_ERROR(CudaStatus(decode_attention_.Prepare(kv), "preparing attention of generation"));
+  if (cluster_attention_serves_)
+    RETURN_IF_ERROR(CudaStatus(cluster_attention_.Prepare(kv), "preparing attention of context"));
+  return {};
+}
+
+cuda::AttentionItemShape CudaLlama::item_shape(const CudaAttentionScratch& scratch) const {
+  return {.kv_heads = config_.num_key_value_heads,
+          .group = config_.num_attention_heads / config_.num_key_value_heads,
+          .split = scratch.split,
+          .clusters = cluster_attention_serves_ ? cluster_attention_.clusters() : 0};
 }
 
 Result<void> CudaLlama::Tune(CudaStream& stream, int32_t tokens) {
@@ -351,7 +362,11 @@ void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::F
     a.items = batch.context_items;
     a.item_count = batch.context_item_count;
     a.items_max = batch.context_items_max;
-    cuda::ContextAttention(queue, a, kv, layer);
+    if (cluster_attention_serves_) {
+      cluster_attention_.Run(queue, a, kv, layer);
+    } else {
+      cuda::ContextAttention(queue, a, kv, layer);
+    }
   }
   if (batch.generation_items_max > 0) {
     a.items = batch.generation_items;

@@ -18,6 +18,7 @@
 #include "device/cuda/cublaslt.h"
 #include "device/cuda/cuda_device.h"
 #include "model/model.h"
+#include "ops/cuda_attention_items.h"
 #include "ops/cuda_ops.h"
 
 namespace ekiben {
@@ -79,6 +80,8 @@ class CudaLlama {
   Result<void> BindCache(const cuda::KvLayout& kv);
   // Generation attention writes its tokens' keys and values itself. Known once the cache is bound.
   bool generation_stores_keys() const { return decode_attention_serves_; }
+  // What attention items are made for. REQUIRES: BindCache.
+  cuda::AttentionItemShape item_shape(const CudaAttentionScratch& scratch) const;
   const ModelConfig& config() const { return config_; }
   const CudaModelLimits& limits() const { return limits_; }
   size_t weight_bytes() const { return weight_bytes_; }
@@ -133,7 +136,8 @@ class CudaLlama {
   Linear lm_head_;
   std::vector<Layer> layers_;
   cuda::DecodeAttention decode_attention_;
-  bool decode_attention_serves_ = false;
+  cuda::ClusterAttention cluster_attention_;
+  bool decode_attention_serves_ = false, cluster_attention_serves_ = false;
   size_t weight_bytes_ = 0, activation_bytes_ = 0;
   // [tokens_max, ...]: residual (and its rows that go on), qkv, attention (and its rows), delta, gate_up; normed input,
   // attention in e4m3, mlp.

@@ -77,8 +77,7 @@ class Runner {
 
   void Step(const std::vector<Feed>& feeds) {
     const ModelConfig& c = model_->config();
-    cuda::AttentionItemShape shape{c.num_key_value_heads, c.num_attention_heads / c.num_key_value_heads,
-                                   scratch_.split};
+    const cuda::AttentionItemShape shape = model_->item_shape(scratch_);
     std::vector<int32_t> source, positions, slots;
     std::vector<cuda::AttentionItem> context, generation;
     for (const Feed& feed : feeds) {

@@ -66,7 +66,8 @@ void Quantize(Queue& queue, const Rows& y, const Bf16* x, int32_t rows, int32_t 
 void GatherRows(Queue& queue, float* y, const float* x, int32_t columns, Bf16* y2, const Bf16* x2, int32_t columns2,
                 const int32_t* rows, int32_t count);
 
-// --- The paged cache (elementwise.cu writes it, paged_attention.cu and decode_attention.cu read it) ---
+// --- The paged cache (elementwise.cu writes it, paged_attention.cu, context_attention.cu and decode_attention.cu read
+// it) ---
 
 // A layer's keys are [blocks][kv_heads][tokens_per_block][head_stride], its values the same, each in a pool of its own
 // for all layers. head_stride is head_dim rounded up to a size that the kernels have; the padding stays zero.
@@ -112,7 +113,8 @@ void CopyBlock(Queue& queue, const KvLayout& kv, int32_t source, int32_t target,
 
 // A part of one KV head's work, in device memory: up to 64 packed queries (token * group + head in the group, from
 // `first` on) of one sequence against keys. A generation item takes the `chunk`-th piece of `split` keys of one token,
-// the last one all that is left (at most 1.5 splits).
+// the last one all that is left (at most 1.5 splits). A context item of ClusterAttention has up to 128 packed queries
+// of kContextCluster / chunks KV heads, from kv_head on as far as there are, with their keys cut in `chunks` parts.
 struct AttentionItem {
   int32_t token = 0;  // packed index of the row's first token
   int32_t slot = 0;   // whose block table
@@ -120,7 +122,7 @@ struct AttentionItem {
   int32_t first = 0;              // context: first packed query
   int32_t position = 0;           // of the row's first token
   int32_t tokens = 0;             // of the row in this step
-  int32_t chunk = 0, chunks = 0;  // generation
+  int32_t chunk = 0, chunks = 0;  // generation; ClusterAttention: chunks only
 };
 
 // What attention reads and writes besides the cache.
@@ -145,10 +147,30 @@ AttentionScratchSize AttentionScratch(int32_t slots, int32_t query_heads, int32_
                                       int32_t chunks_max);
 
 inline constexpr int32_t kQueryTile = 64;          // packed queries of a context item
+inline constexpr int32_t kClusterQueryTile = 128;  // of one of ClusterAttention
+inline constexpr int32_t kContextCluster = 2;      // CTAs that share a context item there
 inline constexpr int32_t kAttentionGroupMax = 16;  // query heads of a KV head
 // Any head size and group; each row sees its own sequence up to its own position. REQUIRES: group <= 16.
 void ContextAttention(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer);
 void GenerationAttention(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer);
+
+// Context for head_dim 128, blocks of 64 tokens and no window, on warpgroup tensor instructions. Prepared once for a
+// cache; its items are made for it (cuda_attention_items.h).
+class ClusterAttention {
+ public:
+  static bool Serves(const KvLayout& kv, int32_t window);
+  ClusterAttention();
+  ~ClusterAttention();
+  ClusterAttention(const ClusterAttention&) = delete;
+  ClusterAttention& operator=(const ClusterAttention&) = delete;
+  int Prepare(const KvLayout& kv);  // a cudaError_t
+  int32_t clusters() const;         // that work at once, each on every clusters()-th item
+  void Run(Queue& queue, const AttentionArguments& a, const KvLayout& kv, int32_t layer);
+
+ private:
+  struct Maps;
+  std::unique_ptr<Maps> maps_;
+};
 
 // Generation for head_dim 128 with four query heads a KV head, blocks of 64 tokens and no window: keys and values by
 // the bulk copy engine, rope and the cache's write of the own token included. Prepared once for a cache.

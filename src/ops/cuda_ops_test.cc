@@ -333,6 +333,8 @@ TEST_F(CudaOps, LaterTableEditsOfAnEntryWin) {
 struct AttentionCase {
   int32_t query_heads, kv_heads, head_dim, tokens_per_block, window, keys, queries;
 };
+// Which kernel: for every shape, of context or generation; for Llama-3's shape, of generation, of context.
+enum class AttentionKind { kContext, kGeneration, kDecode, kCluster };
 
 class CudaAttention : public CudaOps, public ::testing::WithParamInterface<AttentionCase> {
  protected:
@@ -519,19 +521,15 @@ void CudaAttention::Check(const AttentionCase& c, bool fp8) {
   kv.keys = dk.data();
   kv.values = dv.data();
   kv.tables = dt.as<int32_t>();
-  cuda::AttentionItemShape shape{c.kv_heads, c.query_heads / c.kv_heads, 256};
+  const cuda::AttentionItemShape shape{c.kv_heads, c.query_heads / c.kv_heads, 256};
   const int32_t chunks_max = CeilDiv(c.keys, shape.split);
   auto size = cuda::AttentionScratch(2, c.query_heads, c.kv_heads, kv.head_stride, chunks_max);
   DeviceBuffer partial = Poison(size.partial_floats * 4), partial_ml = Poison(size.partial_ml_floats * 4),
                arrived = Upload(std::vector<uint32_t>(size.counters, 0));
 
-  auto check = [&](bool generation, bool bulk) {
-    std::vector<cuda::AttentionItem> items;
-    if (generation) {
-      AddGenerationItems(shape, before, 1, position, items);
-    } else {
-      AddContextItems(shape, before, 1, position, c.queries, items);
-    }
+  cuda::DecodeAttention decode;
+  cuda::ClusterAttention cluster;
+  auto run = [&](AttentionKind kind, const std::vector<cuda::AttentionItem>& items) {
     DeviceBuffer di = Upload(items), count = Upload(std::vector<int32_t>{static_cast<int32_t>(items.size())});
     cuda::AttentionArguments a;
     DeviceBuffer out = Poison(static_cast<size_t>((before + c.queries) * width) * 2);
@@ -542,66 +540,90 @@ void CudaAttention::Check(const AttentionCase& c, bool fp8) {
     a.window = c.window;
     a.items = di.as<cuda::AttentionItem>();
     a.item_count = count.as<int32_t>();
-    a.items_max = static_cast<int32_t>(items.size()) + (generation ? 5 : 0);
+    a.items_max = static_cast<int32_t>(items.size()) + (kind == AttentionKind::kContext ? 0 : 5);
     a.split = shape.split;
     a.partial = partial.as<float>();
     a.partial_ml = partial_ml.as<float>();
     a.arrived = arrived.as<uint32_t>();
     a.chunks_max = chunks_max;
-    cuda::DecodeAttention decode;
-    if (bulk) {
-      ASSERT_TRUE(cuda::DecodeAttention::Serves(kv, c.query_heads, c.window));
-      ASSERT_EQ(decode.Prepare(kv), 0);
-    }
     std::vector<Bf16> first;
-    for (int repeat = 0; repeat < 3; ++repeat) {
-      if (bulk) {
-        decode.Run(queue_, a, {}, {.table = d_rope.as<float>()}, kv, 1, repeat > 0);
-      } else if (generation) {
-        cuda::GenerationAttention(queue_, a, kv, 1);
-      } else {
-        cuda::ContextAttention(queue_, a, kv, 1);
+    for (int repeat = 0; repeat < (emulated_ && kind == AttentionKind::kCluster ? 1 : 3); ++repeat) {
+      switch (kind) {
+        case AttentionKind::kContext: cuda::ContextAttention(queue_, a, kv, 1); break;
+        case AttentionKind::kGeneration: cuda::GenerationAttention(queue_, a, kv, 1); break;
+        case AttentionKind::kDecode: decode.Run(queue_, a, {}, {.table = d_rope.as<float>()}, kv, 1, repeat > 0); break;
+        case AttentionKind::kCluster: cluster.Run(queue_, a, kv, 1); break;
       }
       auto got = Download<Bf16>(out);
       if (repeat == 0) first = got;
-      ASSERT_EQ(got, first) << "the same bits every time";
+      EXPECT_EQ(got, first) << "the same bits every time";
     }
-    std::vector<double> got, want;
-    for (int32_t t = 0; t < c.queries; ++t) {
-      for (int32_t h = 0; h < c.query_heads; ++h) {
-        int32_t kv_head = h / shape.group, here = position + t;
-        int32_t low = c.window > 0 ? std::max(0, here - c.window + 1) : 0;
-        std::vector<double> scores;
-        double top = -1e300, total = 0;
-        for (int32_t key = low; key <= here; ++key) {
-          double sum = 0;
-          for (int32_t d = 0; d < c.head_dim; ++d)
-            sum += double{BF16ToF32(q[static_cast<size_t>((before + t) * stride + h * c.head_dim + d)])} *
-                   keys[at(kv_head, key) + static_cast<size_t>(d)];
-          scores.push_back(sum / std::sqrt(c.head_dim));
-          top = std::max(top, scores.back());
-        }
-        for (double& s : scores) total += s = std::exp(s - top);
-        for (int32_t d = 0; d < c.head_dim; ++d) {
-          double sum = 0;
-          for (int32_t key = low; key <= here; ++key)
-            sum += scores[static_cast<size_t>(key - low)] * values[at(kv_head, key) + static_cast<size_t>(d)];
-          want.push_back(sum / total);
-          got.push_back(BF16ToF32(first[static_cast<size_t>((before + t) * width + h * c.head_dim + d)]));
-        }
+    return first;
+  };
+  std::vector<double> want;  // [queries, query_heads, head_dim]
+  for (int32_t t = 0; t < c.queries; ++t) {
+    for (int32_t h = 0; h < c.query_heads; ++h) {
+      int32_t kv_head = h / shape.group, here = position + t;
+      int32_t low = c.window > 0 ? std::max(0, here - c.window + 1) : 0;
+      std::vector<double> scores;
+      double top = -1e300, total = 0;
+      for (int32_t key = low; key <= here; ++key) {
+        double sum = 0;
+        for (int32_t d = 0; d < c.head_dim; ++d)
+          sum += double{BF16ToF32(q[static_cast<size_t>((before + t) * stride + h * c.head_dim + d)])} *
+                 keys[at(kv_head, key) + static_cast<size_t>(d)];
+        scores.push_back(sum / std::sqrt(c.head_dim));
+        top = std::max(top, scores.back());
+      }
+      for (double& s : scores) total += s = std::exp(s - top);
+      for (int32_t d = 0; d < c.head_dim; ++d) {
+        double sum = 0;
+        for (int32_t key = low; key <= here; ++key)
+          sum += scores[static_cast<size_t>(key - low)] * values[at(kv_head, key) + static_cast<size_t>(d)];
+        want.push_back(sum / total);
       }
     }
-    EXPECT_LT(RelativeError(got, want), 6e-3) << (bulk         ? "bulk"
-                                                  : generation ? "generation"
-                                                               : "context")
-                                              << (fp8 ? " e4m3" : "");
+  }
+  auto check = [&](AttentionKind kind) {
+    cuda::AttentionItemShape its_shape = shape;
+    if (kind == AttentionKind::kDecode) {
+      ASSERT_EQ(decode.Prepare(kv), 0);
+    } else if (kind == AttentionKind::kCluster) {
+      ASSERT_EQ(cluster.Prepare(kv), 0);
+      its_shape.clusters = cluster.clusters();
+      ASSERT_GT(its_shape.clusters, 0);
+    }
+    std::vector<cuda::AttentionItem> items;
+    if (kind == AttentionKind::kGeneration || kind == AttentionKind::kDecode) {
+      AddGenerationItems(its_shape, before, 1, position, items);
+    } else {
+      AddContextItems(its_shape, before, 1, position, c.queries, items);
+    }
+    std::vector<Bf16> first = run(kind, items);
+    if (kind == AttentionKind::kCluster && c.queries > 4) {
+      // The same tokens as two rows of a step: a row's bits are those that it has alone.
+      std::vector<cuda::AttentionItem> two[2], both, scratch;
+      int32_t cut = c.queries / 3 + 1;
+      AddContextItems(its_shape, before, 1, position, cut, two[0]);
+      AddContextItems(its_shape, before + cut, 1, position + cut, c.queries - cut, two[1]);
+      for (const auto& row : two) both.insert(both.end(), row.begin(), row.end());
+      BalanceContextItems(both, its_shape, scratch);
+      first = run(kind, both);
+      std::vector<Bf16> alone[2] = {run(kind, two[0]), run(kind, two[1])};
+      for (size_t i = 0; i < first.size(); ++i)
+        ASSERT_EQ(first[i], alone[i / static_cast<size_t>(width) >= static_cast<size_t>(before + cut)][i]) << i;
+    }
+    std::vector<double> got;
+    for (size_t i = static_cast<size_t>(before * width); i < first.size(); ++i) got.push_back(BF16ToF32(first[i]));
+    EXPECT_LT(RelativeError(got, want), 6e-3) << "kernel " << static_cast<int>(kind) << (fp8 ? " e4m3" : "");
     for (int32_t i = 0; i < before * width; ++i)
       ASSERT_EQ(first[static_cast<size_t>(i)], 0xFFFF) << "wrote before its rows";
   };
-  check(false, false);
+  check(AttentionKind::kContext);
+  if (cuda::ClusterAttention::Serves(kv, c.window)) check(AttentionKind::kCluster);
   if (c.queries == 1) {
-    check(true, false);
-    if (cuda::DecodeAttention::Serves(kv, c.query_heads, c.window)) check(true, true);
+    check(AttentionKind::kGeneration);
+    if (cuda::DecodeAttention::Serves(kv, c.query_heads, c.window)) check(AttentionKind::kDecode);
   }
 }
 
@@ -609,6 +631,9 @@ INSTANTIATE_TEST_SUITE_P(
     Shapes, CudaAttention,
     ::testing::Values(AttentionCase{9, 3, 64, 16, 0, 100, 37}, AttentionCase{9, 3, 64, 64, 0, 700, 1},
                       AttentionCase{32, 8, 128, 64, 0, 130, 130}, AttentionCase{32, 8, 128, 64, 0, 1337, 1},
+                      AttentionCase{16, 4, 128, 64, 0, 2113, 45}, AttentionCase{16, 4, 128, 64, 0, 1337, 150},
+                      AttentionCase{16, 4, 128, 64, 0, 2113, 2}, AttentionCase{28, 4, 128, 64, 0, 300, 77},
+                      AttentionCase{24, 3, 128, 64, 0, 1100, 33}, AttentionCase{4, 2, 128, 64, 0, 384, 128},
                       AttentionCase{8, 2, 128, 64, 0, 64, 1}, AttentionCase{8, 2, 128, 64, 0, 1, 1},
                       AttentionCase{8, 2, 128, 64, 0, 257, 1}, AttentionCase{28, 4, 128, 32, 0, 300, 33},
                       AttentionCase{28, 4, 128, 32, 0, 300, 1}, AttentionCase{5, 1, 32, 16, 20, 90, 50},

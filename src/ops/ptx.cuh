@@ -106,6 +106,11 @@ __device__ __forceinline__ uint64_t EvictLast() {
   asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
+__device__ __forceinline__ uint64_t EvictNormal() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 __device__ __forceinline__ void TileLoad(uint32_t shared, const CUtensorMap* map, int x, int y, uint32_t barrier,
                                          uint64_t policy) {
   asm volatile(
@@ -120,6 +125,11 @@ __device__ __forceinline__ void BulkLoad(uint32_t shared, const void* from, uint
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
+}
+
+// What this thread stored in shared memory, for the copy engine and wgmma after the next barrier.
+__device__ __forceinline__ void StoresBeforeAsync() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // --- Asynchronous copies of 16 bytes; zeros when not valid ---
@@ -189,6 +199,16 @@ __device__ __forceinline__ void StoreClusterFloat(uint32_t shared, uint32_t rank
 }
 __device__ __forceinline__ void StoreShared(uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
+// Registers a thread may use from here on, by whole warpgroups: what one group gives back another may take.
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 // --- Tensor cores by warps (wgmma by groups of four warps: ops/wgmma.cuh) ---

@@ -302,6 +302,12 @@ template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int bytes) {
   return ekiben::emulation::AllowShared(reinterpret_cast<const void*>(kernel), bytes);
 }
+// Two: enough for a kernel whose clusters take turns to show that they do.
+template <class... P>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*)(P...), const cudaLaunchConfig_t*) {
+  *clusters = 2;
+  return cudaSuccess;
+}
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
   return ekiben::emulation::LaunchChecked(reinterpret_cast<const void*>(kernel), *config,

@@ -125,6 +125,9 @@ inline uint64_t EvictFirst() {
 inline uint64_t EvictLast() {
   return 0;
 }
+inline uint64_t EvictNormal() {
+  return 0;
+}
 // Where the 128-byte swizzle puts what would be at `address`.
 inline uint32_t Swizzled(uint32_t address) {
   return address ^ ((address >> 7 & 7) << 4);
@@ -156,6 +159,8 @@ inline void BulkLoad(uint32_t shared, const void* from, uint32_t bytes, uint32_t
   std::memcpy(emulation::Shared(shared, bytes), from, bytes);
   BarrierChange(emulation::ClusterRank(), barrier, 0, -int64_t{bytes});
 }
+
+inline void StoresBeforeAsync() {}
 
 // --- Asynchronous copies of 16 bytes ---
 
@@ -208,6 +213,11 @@ inline void StoreClusterFloat(uint32_t shared, uint32_t rank, float value) {
 inline void StoreShared(uint32_t address, float value) {
   *reinterpret_cast<float*>(emulation::Shared(address, 4)) = value;
 }
+
+template <int kRegisters>
+inline void TakeRegisters() {}
+template <int kRegisters>
+inline void GiveRegisters() {}
 
 // --- Tensor cores by warps ---
 

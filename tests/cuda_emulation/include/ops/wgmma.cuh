@@ -1,4 +1,4 @@
-// src/ops/wgmma.cuh in plain C++: both operands in shared memory, rows of 128 bytes of K under the 128-byte swizzle.
+// src/ops/wgmma.cuh in plain C++: operands in shared memory are rows of 128 bytes under the 128-byte swizzle.
 #pragma once
 #include "ops/ptx.cuh"
 
@@ -6,6 +6,13 @@ namespace ekiben::cuda {
 
 inline void WgmmaFence() {}
 inline void WgmmaFinish() {}
+inline void WgmmaCommit() {}
+template <int kGroups>
+inline void WgmmaWait() {}
+template <int kCount>
+inline void WgmmaHold(float (&)[kCount]) {}
+template <int kSteps>
+inline void WgmmaHold(uint32_t (&)[kSteps][4]) {}
 
 template <int kTokens>
 struct Wgmma {
@@ -53,5 +60,52 @@ struct Wgmma {
     emulation::MeetWarpgroup(&mine, Together<kFp8>);
   }
 };
+
+struct RowsProduct {
+  float* d;
+  const uint32_t* a;
+  uint64_t b;
+  bool accumulate;
+};
+template <bool kHalf, bool kAcross>
+void WgmmaRowsTogether(void* const* all) {
+  static float a[64][16], b[16][128];
+  auto number = [](uint32_t bits) { return kHalf ? FromHalf(bits & 0xFFFF) : FromBf16(bits & 0xFFFF); };
+  const auto& first = *static_cast<RowsProduct*>(all[0]);
+  CHECK(first.b >> 62 == 1, "the 128-byte swizzle");
+  auto start = static_cast<uint32_t>(first.b & 0x3FFF) << 4,
+       leading = static_cast<uint32_t>(first.b >> 16 & 0x3FFF) << 4,
+       stride = static_cast<uint32_t>(first.b >> 32 & 0x3FFF) << 4;
+  for (uint32_t k = 0; k < 16; ++k) {
+    for (uint32_t n = 0; n < 128; ++n) {
+      uint32_t at = kAcross ? start + n / 64 * leading + k / 8 * stride + k % 8 * 128 + n % 64 * 2
+                            : start + n / 8 * stride + n % 8 * 128 + k * 2;
+      uint16_t bits = 0;
+      std::memcpy(&bits, emulation::Shared(Swizzled(at), 2), 2);
+      b[k][n] = number(bits);
+    }
+  }
+  for (uint32_t thread = 0; thread < 128; ++thread) {
+    const auto& from = *static_cast<RowsProduct*>(all[thread]);
+    CHECK(from.b == first.b && from.accumulate == first.accumulate);
+    uint32_t row = thread / 32 * 16 + thread % 32 / 4, k = thread % 4 * 2;
+    for (uint32_t i = 0; i < 4; ++i)
+      for (uint32_t h = 0; h < 2; ++h) a[row + 8 * (i % 2)][k + 8 * (i / 2) + h] = number(from.a[i] >> (16 * h));
+  }
+  for (uint32_t thread = 0; thread < 128; ++thread) {
+    const auto& to = *static_cast<RowsProduct*>(all[thread]);
+    for (uint32_t i = 0; i < 64; ++i) {
+      uint32_t row = thread / 32 * 16 + thread % 32 / 4 + 8 * (i % 4 / 2), n = i / 4 * 8 + thread % 4 * 2 + i % 2;
+      float sum = to.accumulate ? to.d[i] : 0;
+      for (uint32_t k = 0; k < 16; ++k) sum += a[row][k] * b[k][n];
+      to.d[i] = sum;
+    }
+  }
+}
+template <bool kHalf, bool kAcross>
+inline void WgmmaRows(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+  RowsProduct mine{d, a, b, accumulate != 0};
+  emulation::MeetWarpgroup(&mine, WgmmaRowsTogether<kHalf, kAcross>);
+}
 
 }  // namespace ekiben::cuda
