@@ -10,8 +10,8 @@
 // The grid is as many clusters of two CTAs as the device holds at once. An entry of the list is a cluster's work: two
 // heads of a tile, or, of a row with few tokens deep in its prompt (ContextChunks), one head with its keys cut in two.
 // The parts meet in shared memory, and each CTA adds its share of the rows in the order of the keys. How a row is cut
-// depends on its own position and tokens alone. Clusters of four cut the keys finer, but the multiprocessors do not
-// divide by four everywhere: an H100 held fewer than 32 of them.
+// depends on its own position and tokens alone. Clusters of four, which cut the keys finer, lost: 32 of
+// them took two rounds on an H100 (docs/gpu.md).
 //
 // A cache of e4m3 is multiplied as f16, which holds its values: the producer, then four warps, converts each tile.
 //
