@@ -33,8 +33,8 @@ SANITIZERS = {
                  "UBSAN_OPTIONS": "print_stacktrace=1"}),
     "tsan": (20, {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:detect_deadlocks=1"}),
 }
-TSAN_PROGRAMS = ("api_test", "backend_test", "device_test", "executor_test", "http_test", "load_test", "model_test",
-                 "ops_test", "serve_test", "stack_test")
+TSAN_PROGRAMS = ("api_test", "backend_test", "compile_test", "device_test", "executor_test", "http_test", "load_test",
+                 "model_test", "ops_test", "serve_test", "stack_test")
 SANITIZER_REPORT = re.compile(r"(ERROR|WARNING): (Address|Leak|Thread)Sanitizer|runtime error: ")
 PYTEST_COUNTS = re.compile(r"(\d+) (passed|failed|error|errors|skipped)\b")
 
