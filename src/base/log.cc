@@ -23,6 +23,8 @@ Result<void> StartLogging(const std::string& level) {
 }
 
 void StopLogging() {
+  // Kept until the writer is joined: it may still be formatting the last line with what the logger owns.
+  std::shared_ptr<spdlog::logger> logger = spdlog::default_logger();
   spdlog::shutdown();
 }
 
