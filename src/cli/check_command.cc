@@ -20,8 +20,6 @@
 namespace ekiben::cli {
 namespace {
 
-using std::string_literals::operator""s;
-
 struct CheckOptions {
   EngineSource source;
   std::string against;
@@ -150,7 +148,7 @@ Result<int> Run(const CheckOptions& options) {
   bool ok = (difference_limit == 0 || c.max_difference() < difference_limit) &&
             (kl_limit == 0 || c.mean_kl() < kl_limit) && (!exact || result.greedy_equal == result.greedy_total);
   const std::string device =
-      cuda ? "cuda, cache " + (options.kv_cache_dtype == "fp8" ? "fp8"s : "bf16"s) : DescribeCpu();
+      cuda ? fmt::format("cuda, cache {}", options.kv_cache_dtype == "fp8" ? "fp8" : "bf16") : DescribeCpu();
   if (options.json) {
     json::object out{{"engine", engine.path.string()},
                      {"dtype", engine.build.dtype},
