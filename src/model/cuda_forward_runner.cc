@@ -77,8 +77,7 @@ Result<void> CudaForwardRunner::PointTableAt(int32_t slot, int32_t entry, int32_
 
 Result<void> CudaForwardRunner::Step(std::span<const Feed> feeds) {
   const ModelConfig& c = model_->config();
-  const cuda::AttentionItemShape shape{c.num_key_value_heads, c.num_attention_heads / c.num_key_value_heads,
-                                       scratch_.split};
+  const cuda::AttentionItemShape shape = model_->item_shape(scratch_);
   std::vector<int32_t> source, positions, slots;
   std::vector<cuda::AttentionItem> context, generation;
   for (const Feed& feed : feeds) {
@@ -92,8 +91,8 @@ Result<void> CudaForwardRunner::Step(std::span<const Feed> feeds) {
     }
     for (int32_t i = 0; i < feed.tokens; ++i) {
       source.push_back(s.token_ids[static_cast<size_t>(s.done + i)]);
-      positions.push_back(s.done + i + rope_offset);
-      slots.push_back(s.slot);
+      positions.push_back(s.done + i);
+      slots.push_back(feed.tokens == 1 && model_->generation_stores_keys() ? -1 : s.slot);
     }
   }
   auto tokens = static_cast<int32_t>(source.size());

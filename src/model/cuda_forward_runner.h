@@ -34,9 +34,7 @@ class CudaForwardRunner {
   // Feeds the next tokens of each sequence; one token is a generation row. REQUIRES: within the model's tokens_max.
   Result<void> Step(std::span<const Feed> feeds);
 
-  // Planted errors, for tests that must notice them: rotations off by so many positions; a table entry that names
-  // another one's block.
-  int32_t rope_offset = 0;
+  // A planted error, for tests that must notice it: a table entry names another one's block.
   Result<void> PointTableAt(int32_t slot, int32_t entry, int32_t other_entry);
 
  private:

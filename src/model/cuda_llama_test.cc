@@ -11,10 +11,10 @@
 #include <map>
 #include <sstream>
 
+#include "model/cuda_forward_runner.h"
 #include "model/golden_file.h"
 #include "model/logit_compare.h"
 #include "model/packed_model_for_test.h"
-#include "ops/cuda_attention_items.h"
 #include "text/tokenizer.h"
 
 namespace ekiben {
@@ -22,170 +22,36 @@ namespace {
 
 constexpr int32_t kMaxSeqLen = 512, kSlots = 4;
 
-// Steps over a few sequences, every fed token's logits downloaded. Blocks of a sequence are scattered over the pool.
+using Sequence = CudaForwardRunner::Sequence;
+using Feed = CudaForwardRunner::Feed;
+
+// The runner whose steps must succeed.
 class Runner {
  public:
-  Runner(std::unique_ptr<CudaLlama> model, int32_t tokens_per_block, bool fp8_kv = false)
-      : model_(std::move(model)), per_block_(tokens_per_block) {
-    const ModelConfig& c = model_->config();
-    pitch_ = kMaxSeqLen / per_block_;
-    stream_ = *CudaStream::Create();
-    queue_.stream = stream_.get();
-    kv_ = {.fp8 = fp8_kv,
-           .layers = c.num_hidden_layers,
-           .blocks = kSlots * pitch_,
-           .kv_heads = c.num_key_value_heads,
-           .tokens_per_block = per_block_,
-           .head_dim = c.head_dim,
-           .head_stride = cuda::HeadStride(c.head_dim),
-           .table_pitch = pitch_};
-    size_t pool = kv_.layer_bytes() * static_cast<size_t>(c.num_hidden_layers);
-    keys_ = *DeviceBuffer::Create(pool);
-    values_ = *DeviceBuffer::Create(pool);
-    // NaN everywhere but in the padding of a head: what was never written must not be seen.
-    PoisonPool(keys_);
-    PoisonPool(values_);
-    kv_.keys = keys_.data();
-    kv_.values = values_.data();
-    std::vector<int32_t> tables(static_cast<size_t>(kv_.blocks));
-    for (int32_t i = 0; i < kv_.blocks; ++i) tables[static_cast<size_t>(i)] = (i * 7 + 3) % kv_.blocks;
-    tables_ = Upload(tables);
-    kv_.tables = tables_.as<int32_t>();
-    scratch_ = *CudaAttentionScratch::Create(c, kSlots, kMaxSeqLen);
-    logits_ = *DeviceBuffer::Create(static_cast<size_t>(model_->limits().outputs_max) *
-                                    static_cast<size_t>(c.vocab_size) * 4);
-    auto bound = model_->BindCache(kv_);
-    EXPECT_TRUE(bound.ok()) << bound.error().message();
+  Runner(std::unique_ptr<CudaLlama> model, int32_t tokens_per_block, bool fp8_kv = false) {
+    auto created = CudaForwardRunner::Create(
+        std::move(model),
+        {.tokens_per_block = tokens_per_block, .max_seq_len = kMaxSeqLen, .slots = kSlots, .fp8_kv_cache = fp8_kv});
+    EXPECT_TRUE(created.ok()) << created.error().message();
+    runner_ = *std::move(created);
   }
-
-  // A planted error.
-  void PointTableAt(int32_t slot, int32_t entry, int32_t other_entry) {
-    auto* table = tables_.as<int32_t>() + slot * pitch_;
-    EXPECT_TRUE(stream_.Copy(table + entry, table + other_entry, sizeof(int32_t)).ok());
-  }
-
-  struct Sequence {
-    int32_t slot = 0;
-    std::vector<int32_t> token_ids;
-    int32_t done = 0;
-    std::vector<float> logits;
-  };
-  struct Feed {
-    Sequence* sequence;
-    int32_t tokens;
-  };
-
   void Step(const std::vector<Feed>& feeds) {
-    const ModelConfig& c = model_->config();
-    const cuda::AttentionItemShape shape = model_->item_shape(scratch_);
-    std::vector<int32_t> source, positions, slots;
-    std::vector<cuda::AttentionItem> context, generation;
-    for (const Feed& feed : feeds) {
-      Sequence& s = *feed.sequence;
-      auto begin = static_cast<int32_t>(source.size());
-      if (feed.tokens == 1) {
-        cuda::AddGenerationItems(shape, begin, s.slot, s.done, generation);
-      } else {
-        cuda::AddContextItems(shape, begin, s.slot, s.done, feed.tokens, context);
-      }
-      for (int32_t i = 0; i < feed.tokens; ++i) {
-        source.push_back(s.token_ids[static_cast<size_t>(s.done + i)]);
-        positions.push_back(s.done + i);
-        slots.push_back(feed.tokens == 1 && model_->generation_stores_keys() ? -1 : s.slot);
-      }
-    }
-    auto tokens = static_cast<int32_t>(source.size());
-    std::vector<int32_t> counts = {static_cast<int32_t>(context.size()), static_cast<int32_t>(generation.size())};
-    DeviceBuffer d_source = Upload(source), d_positions = Upload(positions), d_slots = Upload(slots),
-                 d_counts = Upload(counts), d_context = Upload(context), d_generation = Upload(generation);
-    CudaBatch batch;
-    batch.tokens = batch.outputs = tokens;
-    batch.source = d_source.as<int32_t>();
-    batch.last_tokens = d_source.as<int32_t>();
-    batch.positions = d_positions.as<int32_t>();
-    batch.slots = d_slots.as<int32_t>();
-    batch.context_items = d_context.as<cuda::AttentionItem>();
-    batch.generation_items = d_generation.as<cuda::AttentionItem>();
-    batch.context_item_count = d_counts.as<int32_t>();
-    batch.generation_item_count = d_counts.as<int32_t>() + 1;
-    batch.context_items_max = counts[0];
-    batch.generation_items_max = counts[1];
-    auto forward = model_->Forward(queue_, batch, kv_, scratch_);
-    ASSERT_TRUE(forward.ok()) << forward.error().message();
-    auto vocab = static_cast<size_t>(c.vocab_size);
-    auto head = model_->Head(queue_, 0, tokens, logits_.as<float>());
-    ASSERT_TRUE(head.ok()) << head.error().message();
-    std::vector<float> host(static_cast<size_t>(tokens) * vocab);
-    ASSERT_TRUE(stream_.Copy(host.data(), logits_.data(), host.size() * 4).ok());
-    auto done = stream_.Wait();
+    auto done = runner_->Step(feeds);
     ASSERT_TRUE(done.ok()) << done.error().message();
-    auto status = CudaStatus(queue_.error, "a step");
-    ASSERT_TRUE(status.ok()) << status.error().message();
-    const float* from = host.data();
-    for (const Feed& feed : feeds) {
-      size_t count = static_cast<size_t>(feed.tokens) * vocab;
-      feed.sequence->logits.insert(feed.sequence->logits.end(), from, from + count);
-      feed.sequence->done += feed.tokens;
-      from += count;
-    }
+  }
+  void PointTableAt(int32_t slot, int32_t entry, int32_t other_entry) {
+    auto done = runner_->PointTableAt(slot, entry, other_entry);
+    ASSERT_TRUE(done.ok()) << done.error().message();
   }
 
  private:
-  template <class T>
-  DeviceBuffer Upload(const std::vector<T>& values) {
-    DeviceBuffer out = *DeviceBuffer::Create(std::max<size_t>(values.size(), 1) * sizeof(T));
-    EXPECT_TRUE(stream_.Copy(out.data(), values.data(), values.size() * sizeof(T)).ok());
-    EXPECT_TRUE(stream_.Wait().ok());
-    return out;
-  }
-  void PoisonPool(DeviceBuffer& pool) {
-    std::vector<uint8_t> host(pool.size(), 0xFF);
-    size_t element = kv_.element_bytes(), stride = static_cast<size_t>(kv_.head_stride) * element;
-    for (size_t i = 0; i < host.size(); ++i)
-      if (i % stride >= static_cast<size_t>(kv_.head_dim) * element) host[i] = 0;
-    EXPECT_TRUE(stream_.Copy(pool.data(), host.data(), pool.size()).ok());
-    EXPECT_TRUE(stream_.Wait().ok());
-  }
-
-  std::unique_ptr<CudaLlama> model_;
-  int32_t per_block_, pitch_ = 0;
-  CudaStream stream_;
-  cuda::Queue queue_;
-  cuda::KvLayout kv_;
-  DeviceBuffer keys_, values_, tables_, logits_;
-  CudaAttentionScratch scratch_;
+  std::unique_ptr<CudaForwardRunner> runner_;
 };
 
 std::vector<GoldenFile> OpenAll(const std::string& name) {
-  std::vector<std::filesystem::path> paths;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / name)) {
-    if (entry.path().extension() == ".golden") paths.push_back(entry.path());
-  }
-  std::sort(paths.begin(), paths.end());
-  std::vector<GoldenFile> out;
-  for (const auto& path : paths) {
-    auto file = OpenGoldenFile(path);
-    EXPECT_TRUE(file.ok()) << file.error().message();
-    if (file.ok()) out.push_back(*std::move(file));
-  }
-  return out;
-}
-
-struct Outcome {
-  LogitComparison comparison;
-  int64_t greedy_equal = 0, greedy_total = 0;
-  double tie_max = 0;  // the reference's gap between its best two where a text first differs
-};
-
-void Compare(const GoldenFile& golden, std::span<const float> logits, Outcome& out) {
-  int64_t equal = CompareWithGolden(golden, logits, out.comparison),
-          total = std::ssize(golden.token_ids) - golden.prompt_tokens;
-  out.greedy_equal += equal;
-  out.greedy_total += total;
-  if (equal == total) return;
-  auto top = golden.TopLogits(golden.prompt_tokens + equal - 1);
-  out.tie_max = std::max(out.tie_max, double{top[0]} - top[1]);
+  auto files = OpenGoldenFiles(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / name);
+  EXPECT_TRUE(files.ok()) << files.error().message();
+  return files.ok() ? *std::move(files) : std::vector<GoldenFile>();
 }
 
 // What is rounded to e4m3.
@@ -207,27 +73,27 @@ std::unique_ptr<CudaLlama> LoadModel(const Checkpoint& checkpoint, const Form& f
 }
 
 // Each file in one chunk.
-Outcome CompareWhole(const std::vector<GoldenFile>& files, Runner& runner) {
-  Outcome out;
+GoldenComparison CompareWhole(const std::vector<GoldenFile>& files, Runner& runner) {
+  GoldenComparison out;
   for (const GoldenFile& golden : files) {
-    Runner::Sequence s{.token_ids = golden.token_ids};
+    Sequence s{.token_ids = golden.token_ids};
     runner.Step({{&s, static_cast<int32_t>(golden.token_ids.size())}});
-    Compare(golden, s.logits, out);
+    out.Add(golden, s.logits);
   }
   return out;
 }
 
 // Three files at once: chunks of odd sizes and single tokens side by side in every step.
-Outcome CompareMixed(const std::vector<GoldenFile>& files, Runner& runner) {
-  Outcome out;
+GoldenComparison CompareMixed(const std::vector<GoldenFile>& files, Runner& runner) {
+  GoldenComparison out;
   for (size_t first = 0; first + 3 <= files.size(); first += 3) {
-    std::vector<Runner::Sequence> sequences;
+    std::vector<Sequence> sequences;
     for (size_t i = 0; i < 3; ++i)
       sequences.push_back({.slot = static_cast<int32_t>(i), .token_ids = files[first + i].token_ids});
     for (int step = 0;; ++step) {
-      std::vector<Runner::Feed> feeds;
+      std::vector<Feed> feeds;
       for (size_t i = 0; i < 3; ++i) {
-        Runner::Sequence& s = sequences[i];
+        Sequence& s = sequences[i];
         constexpr int32_t kSizes[] = {1, 13, 1, 37, 2, 1, 70};
         int32_t size = kSizes[(static_cast<size_t>(step) * 3 + i * 2) % 7];
         size = std::min(size, static_cast<int32_t>(std::ssize(s.token_ids)) - s.done);
@@ -236,7 +102,7 @@ Outcome CompareMixed(const std::vector<GoldenFile>& files, Runner& runner) {
       if (feeds.empty()) break;
       runner.Step(feeds);
     }
-    for (size_t i = 0; i < 3; ++i) Compare(files[first + i], sequences[i].logits, out);
+    for (size_t i = 0; i < 3; ++i) out.Add(files[first + i], sequences[i].logits);
   }
   return out;
 }
@@ -263,7 +129,7 @@ TEST_P(CudaGolden, TinyModelsStayCloseToFloat32InOneChunkAndInAnyMix) {
     auto model = LoadModel(*checkpoint, run.form);
     ASSERT_NE(model, nullptr);
     Runner runner(std::move(model), run.tokens_per_block, run.form.cache);
-    Outcome whole = CompareWhole(files, runner), mixed = CompareMixed(files, runner);
+    GoldenComparison whole = CompareWhole(files, runner), mixed = CompareMixed(files, runner);
     std::cout << GetParam() << ", " << run.form.name << ", blocks of " << run.tokens_per_block
               << ", whole: " << whole.comparison.Describe() << "\nmixed: " << mixed.comparison.Describe() << "\ngreedy "
               << whole.greedy_equal << ", " << mixed.greedy_equal << " of " << whole.greedy_total << "\n";
@@ -287,7 +153,7 @@ TEST(CudaSmolLm2, LogitsStayWithinAThousandthOfANat) {
   auto model = LoadModel(*checkpoint);
   ASSERT_NE(model, nullptr);
   Runner runner(std::move(model), 64);
-  Outcome whole = CompareWhole(files, runner), mixed;
+  GoldenComparison whole = CompareWhole(files, runner), mixed;
   if (!device->emulated) mixed = CompareMixed(files, runner);
   std::cout << "smollm2 whole: " << whole.comparison.Describe() << "\nmixed: " << mixed.comparison.Describe()
             << "\ngreedy " << whole.greedy_equal << " of " << whole.greedy_total << ", mixed " << mixed.greedy_equal
@@ -310,8 +176,7 @@ double Perplexity(const text::Tokenizer& tokenizer, Runner& runner) {
   int64_t count = 0;
   for (size_t begin = 0; begin + 1 < ids.size(); begin += kMaxSeqLen) {
     auto end = std::min(ids.size(), begin + kMaxSeqLen);
-    Runner::Sequence s{
-        .token_ids = {ids.begin() + static_cast<int64_t>(begin), ids.begin() + static_cast<int64_t>(end)}};
+    Sequence s{.token_ids = {ids.begin() + static_cast<int64_t>(begin), ids.begin() + static_cast<int64_t>(end)}};
     runner.Step({{&s, static_cast<int32_t>(end - begin)}});
     size_t vocab = s.logits.size() / (end - begin);
     for (size_t i = 0; begin + i + 1 < end; ++i, ++count) {
@@ -346,7 +211,7 @@ TEST(CudaSmolLm2, Fp8StaysClose) {
     auto model = LoadModel(*checkpoint, run.form);
     ASSERT_NE(model, nullptr);
     Runner runner(std::move(model), 64, run.form.cache);
-    Outcome whole = CompareWhole(files, runner);
+    GoldenComparison whole = CompareWhole(files, runner);
     double perplexity = Perplexity(**tokenizer, runner);
     if (reference == 0) reference = perplexity;
     std::cout << "smollm2, " << run.form.name << ": perplexity " << perplexity << " (" << perplexity / reference
@@ -450,7 +315,7 @@ class CudaWide : public ::testing::Test {
   // A chunk, then token by token; `plant` runs between the two.
   template <class Plant>
   std::vector<float> Run(Runner& runner, int32_t slot, Plant plant) {
-    Runner::Sequence s{.slot = slot, .token_ids = tokens_};
+    Sequence s{.slot = slot, .token_ids = tokens_};
     runner.Step({{&s, kChunk}});
     plant();
     while (s.done < std::ssize(tokens_)) runner.Step({{&s, 1}});
@@ -534,7 +399,7 @@ TEST(CudaSynthetic, GenerationByBulkCopiesAgreesWithContext) {
     auto model = CudaLlama::Synthesize(config, 11, {kMaxSeqLen, kMaxSeqLen, kMaxSeqLen}, form.precision);
     ASSERT_TRUE(model.ok()) << model.error().message();
     Runner runner(*std::move(model), tokens_per_block, form.cache);
-    Runner::Sequence whole{.slot = 1, .token_ids = tokens}, single{.slot = 2, .token_ids = tokens};
+    Sequence whole{.slot = 1, .token_ids = tokens}, single{.slot = 2, .token_ids = tokens};
     runner.Step({{&whole, count}});
     for (int i = 0; i < count; ++i) runner.Step({{&single, 1}});
     double difference = 0, norm = 0;
