@@ -22,6 +22,7 @@ namespace ekiben {
 struct LtShape {
   int32_t m = 0, n = 0, k = 0;
   bool fp8 = false, out_f32 = false;
+  // NOLINTNEXTLINE(modernize-use-nullptr): as in request/ids.h
   auto operator<=>(const LtShape&) const = default;
 };
 

@@ -23,6 +23,7 @@
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
+  // NOLINTNEXTLINE(google-explicit-constructor): as CUDA's
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 struct uint3 {
@@ -56,7 +57,7 @@ inline float4 make_float4(float x, float y, float z, float w) {
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 
-using std::isfinite;
+using std::isfinite;  // NOLINT(google-global-names-in-headers): CUDA's is global
 inline int min(int a, int b) {
   return std::min(a, b);
 }
