@@ -142,19 +142,28 @@ TEST_P(CudaGolden, TinyModelsStayCloseToFloat32InOneChunkAndInAnyMix) {
 INSTANTIATE_TEST_SUITE_P(Families, CudaGolden,
                          ::testing::Values("tiny_qwen2", "tiny_mistral", "tiny_llama3", "tiny_yarn", "tiny_linear"));
 
-TEST(CudaSmolLm2, LogitsStayWithinAThousandthOfANat) {
-  auto device = OpenCudaDevice();
-  if (!device.ok()) GTEST_SKIP() << device.error().message();
-  if (device->emulated) GTEST_SKIP() << "SmolLM2 takes many minutes on the emulated device";
-  const char* path = std::getenv("EKIBEN_TEST_MODEL");
-  if (path == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
-  auto checkpoint = OpenCheckpoint(path);
-  ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message();
-  auto files = OpenAll("smollm2");
-  auto model = LoadModel(*checkpoint);
+class CudaSmolLm2 : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto device = OpenCudaDevice();
+    if (!device.ok()) GTEST_SKIP() << device.error().message();
+    if (device->emulated) GTEST_SKIP() << "SmolLM2 takes many minutes on the emulated device";
+    const char* path = std::getenv("EKIBEN_TEST_MODEL");
+    if (path == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
+    auto opened = OpenCheckpoint(path);
+    ASSERT_TRUE(opened.ok()) << opened.error().message();
+    checkpoint_ = std::make_unique<Checkpoint>(*std::move(opened));
+    files_ = OpenAll("smollm2");
+  }
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::vector<GoldenFile> files_;
+};
+
+TEST_F(CudaSmolLm2, LogitsStayWithinAThousandthOfANat) {
+  auto model = LoadModel(*checkpoint_);
   ASSERT_NE(model, nullptr);
   Runner runner(std::move(model), 64);
-  GoldenComparison whole = CompareWhole(files, runner), mixed = CompareMixed(files, runner);
+  GoldenComparison whole = CompareWhole(files_, runner), mixed = CompareMixed(files_, runner);
   std::cout << "smollm2 whole: " << whole.comparison.Describe() << "\nmixed: " << mixed.comparison.Describe()
             << "\ngreedy " << whole.greedy_equal << " of " << whole.greedy_total << ", mixed " << mixed.greedy_equal
             << " of " << mixed.greedy_total << "; the reference's gap at the first difference is at most "
@@ -191,17 +200,9 @@ double Perplexity(const text::Tokenizer& tokenizer, Runner& runner) {
 
 // What rounding to e4m3 costs, part by part. SmolLM2 is sixty times smaller than the models that fp8 is for, and its
 // distributions move more.
-TEST(CudaSmolLm2, Fp8StaysClose) {
-  auto device = OpenCudaDevice();
-  if (!device.ok()) GTEST_SKIP() << device.error().message();
-  if (device->emulated) GTEST_SKIP() << "SmolLM2 takes many minutes on the emulated device";
-  const char* path = std::getenv("EKIBEN_TEST_MODEL");
-  if (path == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
-  auto checkpoint = OpenCheckpoint(path);
-  ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message();
-  auto tokenizer = text::Tokenizer::Create(checkpoint->tokenizer);
+TEST_F(CudaSmolLm2, Fp8StaysClose) {
+  auto tokenizer = text::Tokenizer::Create(checkpoint_->tokenizer);
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message();
-  auto files = OpenAll("smollm2");
   const struct {
     Form form;
     double kl, perplexity;  // bounds: mean KL, times the perplexity in bf16
@@ -209,10 +210,10 @@ TEST(CudaSmolLm2, Fp8StaysClose) {
       {kBf16, 1e-3, 1.0}, {{"bf16, cache fp8", {}, true}, 2e-2, 1.02}, {kFp8, 6e-2, 1.05}, {kFp8Cache, 8e-2, 1.05}};
   double reference = 0;
   for (const auto& run : runs) {
-    auto model = LoadModel(*checkpoint, run.form);
+    auto model = LoadModel(*checkpoint_, run.form);
     ASSERT_NE(model, nullptr);
     Runner runner(std::move(model), 64, run.form.cache);
-    GoldenComparison whole = CompareWhole(files, runner);
+    GoldenComparison whole = CompareWhole(files_, runner);
     double perplexity = Perplexity(**tokenizer, runner);
     if (reference == 0) reference = perplexity;
     std::cout << "smollm2, " << run.form.name << ": perplexity " << perplexity << " (" << perplexity / reference

@@ -27,38 +27,23 @@ inline int32_t ContextChunks(const AttentionItemShape& shape, int32_t position, 
   return wide * kContextCluster <= kCtas && position >= kPositionMin ? kContextCluster : 1;
 }
 
-inline void AddClusterItems(const AttentionItemShape& shape, int32_t token, int32_t slot, int32_t position,
+inline void AddContextItems(const AttentionItemShape& shape, int32_t token, int32_t slot, int32_t position,
                             int32_t tokens, std::vector<AttentionItem>& out) {
-  int32_t tiles = CeilDiv(tokens * shape.group, kClusterQueryTile), chunks = ContextChunks(shape, position, tokens);
-  for (int32_t tile = tiles - 1; tile >= 0; --tile) {
-    for (int32_t head = 0; head < shape.kv_heads; head += kContextCluster / chunks) {
+  const bool clusters = shape.clusters > 0;
+  const int32_t tile_queries = clusters ? kClusterQueryTile : kQueryTile,
+                chunks = clusters ? ContextChunks(shape, position, tokens) : 1,
+                heads = clusters ? kContextCluster / chunks : 1;  // of an item
+  // The last queries see the most keys: they go first.
+  for (int32_t tile = CeilDiv(tokens * shape.group, tile_queries) - 1; tile >= 0; --tile) {
+    for (int32_t head = 0; head < shape.kv_heads; head += heads) {
       out.push_back({.token = token,
                      .slot = slot,
                      .kv_head = head,
-                     .first = tile * kClusterQueryTile,
+                     .first = tile * tile_queries,
                      .position = position,
                      .tokens = tokens,
                      .chunk = 0,
                      .chunks = chunks});
-    }
-  }
-}
-
-inline void AddContextItems(const AttentionItemShape& shape, int32_t token, int32_t slot, int32_t position,
-                            int32_t tokens, std::vector<AttentionItem>& out) {
-  if (shape.clusters > 0) return AddClusterItems(shape, token, slot, position, tokens, out);
-  // The last queries see the most keys: they go first.
-  int32_t tiles = CeilDiv(tokens * shape.group, kQueryTile);
-  for (int32_t tile = tiles - 1; tile >= 0; --tile) {
-    for (int32_t head = 0; head < shape.kv_heads; ++head) {
-      out.push_back({.token = token,
-                     .slot = slot,
-                     .kv_head = head,
-                     .first = tile * kQueryTile,
-                     .position = position,
-                     .tokens = tokens,
-                     .chunk = 0,
-                     .chunks = 1});
     }
   }
 }
