@@ -11,9 +11,8 @@ namespace ekiben {
 template <class Tag, class Int>
 struct StrongId {
   Int value{};
-  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes the zero that `a < b` compares its result with for a
-  // pointer.
-  constexpr auto operator<=>(const StrongId&) const = default;
+  // clang-tidy 14 takes the zero that `a < b` compares its result with for a pointer.
+  constexpr auto operator<=>(const StrongId&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 using RequestId = StrongId<struct RequestTag, uint64_t>;    // one per client request, never reused in a process

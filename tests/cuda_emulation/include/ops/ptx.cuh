@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/dtype.h"
 
 namespace ekiben::cuda {
 
@@ -25,11 +26,10 @@ inline uint32_t Pack2(float low, float high) {
   return RoundedBf16(low) | RoundedBf16(high) << 16;
 }
 inline uint32_t PackHalf2(float low, float high) {
-  auto half = [](float x) { return uint32_t{std::bit_cast<uint16_t>(static_cast<_Float16>(x))}; };
-  return half(low) | half(high) << 16;
+  return uint32_t{F32ToF16(low)} | uint32_t{F32ToF16(high)} << 16;
 }
 inline float FromHalf(uint32_t bits) {
-  return static_cast<float>(std::bit_cast<_Float16>(static_cast<uint16_t>(bits)));
+  return F16ToF32(static_cast<uint16_t>(bits));
 }
 inline float FromBf16(uint32_t bits) {
   return std::bit_cast<float>(bits << 16);
