@@ -4,8 +4,9 @@
 //
 //   cuda_serving_bench OUT.json [--shape llama-3-8b|llama-3.2-1b|smollm2] [--steps 1,8,64,128] [--context 1024]
 //                      [--users 10,50,100] [--seconds 30] [--long 8192] [--streams 64] [--max_seq_len 2048]
-//                      [--itl_budget_ms auto|off|N] [--admission paced|greedy] [--dtype bf16|fp8]
-//                      [--kv_cache_dtype bf16|fp8] [--temperature T] [--top_k K] [--top_p P] [--no_graphs]
+//                      [--max_num_tokens 2048] [--itl_budget_ms auto|off|N] [--admission paced|greedy]
+//                      [--dtype bf16|fp8] [--kv_cache_dtype bf16|fp8] [--temperature T] [--top_k K] [--top_p P]
+//                      [--no_graphs]
 //
 // Time is the host's, around Launch and Finish, beside what the device's events say. Prompts are 30 to 150 random
 // tokens, answers 512, greedy unless a temperature is given, a user arrives every ramp / users seconds. Exit code 1 on
@@ -31,14 +32,14 @@
 namespace ekiben {
 namespace {
 
-constexpr int32_t kMaxBatch = 128, kMaxTokens = 2048, kOutputTokens = 512;
+constexpr int32_t kMaxBatch = 128, kOutputTokens = 512;
 constexpr double kRampSeconds = 5;
 constexpr int kLongPrompts = 4;
 
 struct Options {
   std::string out, shape = "llama-3-8b", dtype = "bf16", kv_cache_dtype = "bf16", command;
   std::vector<int32_t> steps, users;
-  int32_t context = 1024, long_tokens = 0, streams = 64, max_seq_len = 2048;
+  int32_t context = 1024, long_tokens = 0, streams = 64, max_seq_len = 2048, max_num_tokens = 2048;
   double seconds = 30;
   bool graphs = true;
   ExecutorConfig executor;
@@ -93,11 +94,12 @@ double Ms(Nanos time) {
 // B sequences of `context` tokens, then generation steps with two in flight.
 class StepBench {
  public:
-  StepBench(Backend& backend, int32_t batch, int32_t context)
+  StepBench(Backend& backend, int32_t batch, int32_t context, int32_t max_num_tokens)
       : backend_(backend),
         batch_(batch),
         context_(context),
-        plan_({kMaxBatch, kMaxTokens, 4 * kMaxBatch + kMaxTokens, 1}) {
+        max_num_tokens_(max_num_tokens),
+        plan_({kMaxBatch, max_num_tokens, 4 * kMaxBatch + max_num_tokens, 1}) {
     request_.prompt.resize(static_cast<size_t>(context));
     std::mt19937 random(1);
     for (TokenId& token : request_.prompt)
@@ -162,11 +164,12 @@ class StepBench {
       binding.request = &request_;
       backend_.BindSlot(binding);
     }
-    // As many whole sequences a step as fit.
-    int32_t a_step = std::max(1, kMaxTokens / context_);
+    // As many whole sequences a step as fit, two steps in flight.
+    int32_t a_step = std::max(1, max_num_tokens_ / context_);
+    std::deque<Ticket> flight;
     for (int32_t first = 0; first < batch_; first += a_step) {
-      for (int32_t at = 0; at < context_; at += kMaxTokens) {
-        int32_t count = std::min(kMaxTokens, context_ - at);
+      for (int32_t at = 0; at < context_; at += max_num_tokens_) {
+        int32_t count = std::min(max_num_tokens_, context_ - at);
         plan_.Clear();
         for (int32_t i = first; i < std::min(batch_, first + a_step); ++i) {
           AddEdits(i, at, count);
@@ -174,13 +177,20 @@ class StepBench {
                               std::span(request_.prompt).subspan(static_cast<size_t>(at), static_cast<size_t>(count)),
                               at + count == context_ ? OutputKind::kSample : OutputKind::kNone);
         }
-        (void)Must(backend_.Finish(Must(backend_.Launch(plan_))));
+        flight.push_back(Must(backend_.Launch(plan_)));
+        if (flight.size() == 2) FinishOldest(flight);
       }
     }
+    while (!flight.empty()) FinishOldest(flight);
+  }
+
+  void FinishOldest(std::deque<Ticket>& flight) {
+    (void)Must(backend_.Finish(flight.front()));
+    flight.pop_front();
   }
 
   Backend& backend_;
-  int32_t batch_, context_;
+  int32_t batch_, context_, max_num_tokens_;
   Request request_;
   StepPlan plan_;
 };
@@ -393,7 +403,8 @@ int Main(int argc, char** argv) {
   if (argc < 2) {
     fmt::print(stderr,
                "usage: cuda_serving_bench OUT.json [--shape NAME] [--steps 1,8] [--context 1024] [--users 10] "
-               "[--seconds 30] [--long 8192] [--streams 64] [--max_seq_len 2048] [--itl_budget_ms auto|off|N] "
+               "[--seconds 30] [--long 8192] [--streams 64] [--max_seq_len 2048] [--max_num_tokens 2048] "
+               "[--itl_budget_ms auto|off|N] "
                "[--admission paced|greedy] [--dtype fp8] [--kv_cache_dtype fp8] [--temperature T] [--top_k K] "
                "[--top_p P] [--no_graphs]\n");
     return 2;
@@ -416,6 +427,7 @@ int Main(int argc, char** argv) {
     if (name == "--long") options.long_tokens = std::atoi(value.c_str());
     if (name == "--streams") options.streams = std::atoi(value.c_str());
     if (name == "--max_seq_len") options.max_seq_len = std::atoi(value.c_str());
+    if (name == "--max_num_tokens") options.max_num_tokens = std::atoi(value.c_str());
     if (name == "--temperature") options.sampling.temperature = static_cast<float>(std::atof(value.c_str()));
     if (name == "--top_k") options.sampling.top_k = std::atoi(value.c_str());
     if (name == "--top_p") options.sampling.top_p = static_cast<float>(std::atof(value.c_str()));
@@ -426,7 +438,7 @@ int Main(int argc, char** argv) {
   }
   CudaBackendConfig config;
   config.max_batch_size = kMaxBatch;
-  config.max_num_tokens = kMaxTokens;
+  config.max_num_tokens = options.max_num_tokens;
   config.max_seq_len = options.max_seq_len;
   config.graphs = options.graphs;
   config.fp8 = options.dtype == "fp8";
@@ -440,7 +452,7 @@ int Main(int argc, char** argv) {
     fmt::print("  {}: {:.2f} GB\n", line.name, static_cast<double>(line.bytes) * 1e-9);
   std::vector<std::string> rows;
   for (int32_t batch : options.steps) {
-    StepBench::Times t = StepBench(*parts.backend, batch, options.context).Run(40);
+    StepBench::Times t = StepBench(*parts.backend, batch, options.context, options.max_num_tokens).Run(40);
     fmt::print(
         "step B={:4} context {}: {:7.3f} ms a step ({:7.3f} on the device), launch {:5.0f} us; context {:.1f} ms\n",
         batch, options.context, t.wall_ms, t.device_ms, t.launch_us, t.context_ms);
