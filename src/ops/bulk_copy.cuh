@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "ops/cuda_ops.h"
+
 namespace ekiben::cuda {
 
 // A row-major [rows][columns] matrix of bf16, or of bytes (e4m3), read in boxes of box_rows x 128 bytes, swizzled.
@@ -31,6 +33,20 @@ inline cudaError_t EncodeRows(CUtensorMap* map, const void* data, bool bytes, ui
              sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// The cache's pools over all layers: a row is a head's token, a box one head's block.
+struct CacheMaps {
+  CUtensorMap keys, values;
+};
+inline cudaError_t EncodeCache(CacheMaps* maps, const KvLayout& kv) {
+  const auto columns = static_cast<uint64_t>(kv.head_stride);
+  const uint64_t rows = kv.layer_elements() / columns * static_cast<uint64_t>(kv.layers);
+  if (rows > 0x7FFFFFFFu) return cudaErrorInvalidValue;  // coordinates are 32 bits
+  const auto block = static_cast<uint32_t>(kv.tokens_per_block);
+  cudaError_t status = EncodeRows(&maps->keys, kv.keys, kv.fp8, rows, columns, block);
+  if (status != cudaSuccess) return status;
+  return EncodeRows(&maps->values, kv.values, kv.fp8, rows, columns, block);
 }
 
 }  // namespace ekiben::cuda

@@ -583,7 +583,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 struct ClusterAttention::Maps {
-  CUtensorMap keys, values;
+  CacheMaps cache;
   int clusters = 0;
 };
 
@@ -603,11 +603,7 @@ int ClusterAttention::Prepare(const KvLayout& kv) {
   int bytes = kv.fp8 ? Layout<true>::kBytes : Layout<false>::kBytes;
   cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return static_cast<int>(status);
-  uint64_t rows = kv.layer_elements() / kHeadDim * static_cast<uint64_t>(kv.layers);
-  if (rows > 0x7FFFFFFFu) return static_cast<int>(cudaErrorInvalidValue);  // coordinates are 32 bits
-  status = EncodeRows(&maps_->keys, kv.keys, kv.fp8, rows, kHeadDim, kPage);
-  if (status != cudaSuccess) return static_cast<int>(status);
-  status = EncodeRows(&maps_->values, kv.values, kv.fp8, rows, kHeadDim, kPage);
+  status = EncodeCache(&maps_->cache, kv);
   if (status != cudaSuccess) return static_cast<int>(status);
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -638,8 +634,8 @@ void ClusterAttention::Run(Queue& queue, const AttentionArguments& a, const KvLa
                         static_cast<int>(kv.layer_elements() / kHeadDim * static_cast<size_t>(layer))};
   auto clusters = static_cast<unsigned>(maps_->clusters < a.items_max ? maps_->clusters : a.items_max);
   LaunchCluster(queue, kv.fp8 ? ContextKernel<true> : ContextKernel<false>, dim3(clusters * kCluster), dim3(kCluster),
-                kThreads, static_cast<size_t>(kv.fp8 ? Layout<true>::kBytes : Layout<false>::kBytes), maps_->keys,
-                maps_->values, p);
+                kThreads, static_cast<size_t>(kv.fp8 ? Layout<true>::kBytes : Layout<false>::kBytes), maps_->cache.keys,
+                maps_->cache.values, p);
 }
 
 }  // namespace ekiben::cuda

@@ -498,7 +498,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 struct DecodeAttention::Maps {
-  CUtensorMap keys, values;
+  CacheMaps cache;
   int stages = 2, multiprocessors = 132;
 };
 
@@ -517,11 +517,7 @@ int DecodeAttention::Prepare(const KvLayout& kv) {
   cudaError_t status = cudaFuncSetAttribute(kv.fp8 ? DecodeKernel<true> : DecodeKernel<false>,
                                             cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes(kv.fp8, stages));
   if (status != cudaSuccess) return static_cast<int>(status);
-  uint64_t rows = kv.layer_elements() / kHeadDim * static_cast<uint64_t>(kv.layers);
-  if (rows > 0x7FFFFFFFu) return static_cast<int>(cudaErrorInvalidValue);  // coordinates are 32 bits
-  status = EncodeRows(&maps_->keys, kv.keys, kv.fp8, rows, kHeadDim, kPage);
-  if (status != cudaSuccess) return static_cast<int>(status);
-  status = EncodeRows(&maps_->values, kv.values, kv.fp8, rows, kHeadDim, kPage);
+  status = EncodeCache(&maps_->cache, kv);
   if (status != cudaSuccess) return static_cast<int>(status);
   return static_cast<int>(cudaDeviceGetAttribute(&maps_->multiprocessors, cudaDevAttrMultiProcessorCount, 0));
 }
@@ -555,7 +551,7 @@ void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const Facto
                        rope.interleaved,
                        early};
   Launch(queue, kv.fp8 ? DecodeKernel<true> : DecodeKernel<false>, dim3(static_cast<unsigned>(maps_->multiprocessors)),
-         kThreads, static_cast<size_t>(SharedBytes(kv.fp8, maps_->stages)), maps_->keys, maps_->values, p);
+         kThreads, static_cast<size_t>(SharedBytes(kv.fp8, maps_->stages)), maps_->cache.keys, maps_->cache.values, p);
 }
 
 }  // namespace ekiben::cuda
