@@ -3,6 +3,7 @@
 #include <boost/json.hpp>
 #include <cstring>
 #include <system_error>
+#include <thread>
 
 #include "base/json.h"
 #include "compile/engine.h"
@@ -11,9 +12,12 @@
 #include "compile/profile.h"
 #include "device/buffer.h"
 #include "device/cpu_features.h"
+#include "device/thread_pool.h"
 
 namespace ekiben {
 namespace {
+
+constexpr int64_t kRowsATime = 64;  // of an embedding that is widened
 
 // What `auto` means: block formats keep their bits where a packing has them, floats keep 16 bits. fp8 is what a GPU
 // makes of bf16 rows while it loads them.
@@ -53,77 +57,91 @@ Result<std::vector<const CheckpointTensor*>> Sources(const Checkpoint& checkpoin
   return out;
 }
 
-Result<void> AddLinear(EngineFileWriter& writer, const PackRule& rule, const std::string& dtype,
-                       const std::vector<const CheckpointTensor*>& sources) {
-  std::vector<LinearSource> pieces;
-  for (const CheckpointTensor* source : sources) pieces.push_back({source->dtype, source->data, source->shape[0]});
+// A rule with the tensors that it takes and what it makes of them.
+struct Piece {
+  PackRule rule;
+  std::vector<const CheckpointTensor*> sources;
+  EngineTensor tensor;  // without data
+};
+
+Result<Piece> PieceOf(const Checkpoint& checkpoint, PackRule rule, const std::string& dtype) {
+  ASSIGN_OR_RETURN(std::vector<const CheckpointTensor*> sources, Sources(checkpoint, rule));
   EngineTensor tensor{.name = rule.name, .kind = rule.kind, .rows = rule.rows, .columns = rule.columns};
-  tensor.packing = PackingFor(dtype, sources.front()->dtype, rule);
-  Buffer packed(PackedBytes(tensor.packing, rule.rows, rule.columns));
-  auto result = PackLinear(tensor.packing, rule.columns, pieces, std::span(packed.data(), packed.size()));
-  if (!result.ok()) return std::move(result).error().Within(rule.name);
-  tensor.data = packed.data();
-  tensor.bytes = packed.size();
-  return writer.Add(tensor);
+  const DType source = sources.front()->dtype;
+  switch (rule.kind) {
+    case PackRule::Kind::kLinear:
+      tensor.packing = PackingFor(dtype, source, rule);
+      tensor.bytes = PackedBytes(tensor.packing, rule.rows, rule.columns);
+      break;
+    case PackRule::Kind::kVector: tensor.bytes = static_cast<size_t>(rule.rows) * sizeof(float); break;
+    case PackRule::Kind::kEmbedding:
+      // Rows are looked up one at a time, so the file's own type stays, unless no gather body reads it: then f32.
+      if (source == DType::kF32 || source == DType::kF16 || source == DType::kBF16 || source == DType::kQ8_0) {
+        tensor.dtype = source;
+        tensor.bytes = sources.front()->bytes;
+      } else {
+        tensor.bytes = static_cast<size_t>(rule.rows * rule.columns) * sizeof(float);
+      }
+      break;
+  }
+  return Piece{std::move(rule), std::move(sources), std::move(tensor)};
 }
 
-Result<void> AddVector(EngineFileWriter& writer, const PackRule& rule,
-                       const std::vector<const CheckpointTensor*>& sources) {
-  std::vector<float> values(static_cast<size_t>(rule.rows));
+Result<void> AddLinear(EngineFileWriter& writer, const Piece& piece, ThreadPool& pool) {
+  std::vector<LinearSource> sources;
+  for (const CheckpointTensor* source : piece.sources)
+    sources.push_back({source->dtype, source->data, source->shape[0]});
+  Buffer packed(piece.tensor.bytes);
+  std::span<std::byte> bytes(packed.data(), packed.size());
+  auto result = PackLinear(piece.tensor.packing, piece.rule.columns, sources, bytes, &pool);
+  if (!result.ok()) return std::move(result).error().Within(piece.rule.name);
+  return writer.Add(bytes);
+}
+
+Result<void> AddVector(EngineFileWriter& writer, const Piece& piece) {
+  std::vector<float> values(static_cast<size_t>(piece.rule.rows));
   size_t at = 0;
-  for (const CheckpointTensor* source : sources) {
+  for (const CheckpointTensor* source : piece.sources) {
     Dequantize(source->dtype, source->data, source->shape[0], values.data() + at);
     at += static_cast<size_t>(source->shape[0]);
   }
-  return writer.Add({.name = rule.name,
-                     .kind = rule.kind,
-                     .dtype = DType::kF32,
-                     .rows = rule.rows,
-                     .columns = 1,
-                     .data = reinterpret_cast<const std::byte*>(values.data()),
-                     .bytes = values.size() * sizeof(float)});
+  return writer.Add(std::as_bytes(std::span(values)));
 }
 
-// Rows are looked up one at a time, so the file's own type stays, unless no gather body reads it: then f32.
-Result<void> AddEmbedding(EngineFileWriter& writer, const PackRule& rule, const CheckpointTensor& source) {
-  EngineTensor tensor{.name = rule.name,
-                      .kind = rule.kind,
-                      .dtype = source.dtype,
-                      .rows = rule.rows,
-                      .columns = rule.columns,
-                      .data = source.data,
-                      .bytes = source.bytes};
-  switch (source.dtype) {
-    case DType::kF32:
-    case DType::kF16:
-    case DType::kBF16:
-    case DType::kQ8_0: return writer.Add(tensor);
-    default: break;
-  }
+Result<void> AddEmbedding(EngineFileWriter& writer, const Piece& piece, ThreadPool& pool) {
+  const CheckpointTensor& source = *piece.sources.front();
+  if (piece.tensor.dtype == source.dtype) return writer.Add(std::span(source.data, source.bytes));
   const DTypeInfo& info = InfoOf(source.dtype);
-  auto row_bytes = static_cast<size_t>(rule.columns / info.block_elements * info.block_bytes);
-  std::vector<float> values(static_cast<size_t>(rule.rows * rule.columns));
-  for (int64_t row = 0; row < rule.rows; ++row)
-    Dequantize(source.dtype, source.data + static_cast<size_t>(row) * row_bytes, rule.columns,
-               values.data() + row * rule.columns);
-  tensor.dtype = DType::kF32;
-  tensor.data = reinterpret_cast<const std::byte*>(values.data());
-  tensor.bytes = values.size() * sizeof(float);
-  return writer.Add(tensor);
+  const int64_t columns = piece.rule.columns;
+  auto row_bytes = static_cast<size_t>(columns / info.block_elements * info.block_bytes);
+  std::vector<float> values(static_cast<size_t>(piece.rule.rows * columns));
+  pool.ParallelFor(piece.rule.rows, kRowsATime, [&](int64_t first, int64_t last, int) {
+    for (int64_t row = first; row < last; ++row)
+      Dequantize(source.dtype, source.data + static_cast<size_t>(row) * row_bytes, columns,
+                 values.data() + row * columns);
+  });
+  return writer.Add(std::as_bytes(std::span(values)));
 }
 
 Result<std::string> PackAll(const Checkpoint& checkpoint, const BuildConfig& build, const std::filesystem::path& file,
                             const ProgressFunction& progress) {
   ASSIGN_OR_RETURN(std::vector<PackRule> rules, PackRules(checkpoint.config));
-  ASSIGN_OR_RETURN(auto writer, EngineFileWriter::Create(file));
+  std::vector<Piece> pieces;
+  std::vector<EngineTensor> tensors;
+  for (PackRule& rule : rules) {
+    ASSIGN_OR_RETURN(Piece piece, PieceOf(checkpoint, std::move(rule), build.dtype));
+    tensors.push_back(piece.tensor);
+    pieces.push_back(std::move(piece));
+  }
+  ThreadPool pool(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+  ASSIGN_OR_RETURN(auto writer, EngineFileWriter::Create(file, std::move(tensors), pool));
   int64_t done = 0;
-  for (const PackRule& rule : rules) {
-    progress({"pack", done++, static_cast<int64_t>(rules.size())});
-    ASSIGN_OR_RETURN(auto sources, Sources(checkpoint, rule));
-    switch (rule.kind) {
-      case PackRule::Kind::kLinear: RETURN_IF_ERROR(AddLinear(*writer, rule, build.dtype, sources)); break;
-      case PackRule::Kind::kVector: RETURN_IF_ERROR(AddVector(*writer, rule, sources)); break;
-      case PackRule::Kind::kEmbedding: RETURN_IF_ERROR(AddEmbedding(*writer, rule, *sources.front())); break;
+  for (const Piece& piece : pieces) {
+    progress({"pack", done++, std::ssize(pieces)});
+    switch (piece.rule.kind) {
+      case PackRule::Kind::kLinear: RETURN_IF_ERROR(AddLinear(*writer, piece, pool)); break;
+      case PackRule::Kind::kVector: RETURN_IF_ERROR(AddVector(*writer, piece)); break;
+      case PackRule::Kind::kEmbedding: RETURN_IF_ERROR(AddEmbedding(*writer, piece, pool)); break;
     }
   }
   progress({"pack", done, done});

@@ -1,8 +1,11 @@
 #include "compile/engine_file.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <boost/json.hpp>
+#include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <thread>
 #include <vector>
 
@@ -38,90 +41,132 @@ Result<DType> DTypeOf(std::string_view name) {
   return Error(Code::kUnsupported, fmt::format("dtype '{}' is unknown to this version", name), "dtype");
 }
 
+json::object Describe(const EngineTensor& tensor, size_t offset) {
+  json::object entry{{"name", tensor.name}, {"kind", KindName(tensor.kind)}};
+  if (tensor.kind == PackRule::Kind::kLinear) {
+    entry["packing"] = Name(tensor.packing);
+  } else {
+    entry["dtype"] = Name(tensor.dtype);
+  }
+  entry["rows"] = tensor.rows;
+  entry["columns"] = tensor.columns;
+  entry["offset"] = offset;
+  entry["bytes"] = tensor.bytes;
+  return entry;
+}
+
 class Writer final : public EngineFileWriter {
  public:
-  Writer(std::filesystem::path path, std::ofstream scratch)
-      : path_(std::move(path)), scratch_path_(Scratch(path_)), scratch_(std::move(scratch)) {}
-  ~Writer() override {
-    std::error_code ignored;
-    std::filesystem::remove(scratch_path_, ignored);
-  }
-  static std::filesystem::path Scratch(std::filesystem::path path) { return path += ".data"; }
-
-  Result<void> Add(const EngineTensor& tensor) override {
-    Append(nullptr, RoundUp(offset_, kEngineAlignment) - offset_);
-    json::object entry;
-    entry["name"] = tensor.name;
-    entry["kind"] = KindName(tensor.kind);
-    if (tensor.kind == PackRule::Kind::kLinear) {
-      entry["packing"] = Name(tensor.packing);
-    } else {
-      entry["dtype"] = Name(tensor.dtype);
+  Writer(std::filesystem::path path, int file, std::vector<EngineTensor> tensors, ThreadPool& pool)
+      : path_(std::move(path)), file_(file), tensors_(std::move(tensors)), pool_(pool) {
+    json::array entries;
+    size_t end = 0;
+    for (const EngineTensor& tensor : tensors_) {
+      offsets_.push_back(RoundUp(end, kEngineAlignment));
+      end = offsets_.back() + tensor.bytes;
+      entries.push_back(Describe(tensor, offsets_.back()));
     }
-    entry["rows"] = tensor.rows;
-    entry["columns"] = tensor.columns;
-    entry["offset"] = offset_;
-    entry["bytes"] = tensor.bytes;
-    tensors_.push_back(std::move(entry));
-    Append(tensor.data, tensor.bytes);
-    if (!scratch_) return Error(Code::kInternal, fmt::format("{}: write failed: disk full?", scratch_path_.string()));
+    header_["tensors"] = std::move(entries);
+    header_["chunk_bytes"] = kEngineChunkBytes;
+    header_["data_bytes"] = end;
+    // Digests are all of one length, so the header's is known before they are.
+    digests_.resize(CeilDiv(end, kEngineChunkBytes), std::string(2 * sizeof(Digest), '0'));
+    data_begin_ = RoundUp(kPrefixBytes + HeaderText().size(), kEngineAlignment);
+  }
+  ~Writer() override { ::close(file_); }
+
+  Result<void> Add(std::span<const std::byte> data) override {
+    CHECK_LT(next_, tensors_.size());
+    CHECK_EQ(data.size(), tensors_[next_].bytes);
+    const size_t offset = offsets_[next_++];
+    Hash(std::vector<std::byte>(offset - hashed_));  // the zeros between
+    // Pieces end where chunks do: each is hashed and written by one thread.
+    std::vector<std::span<const std::byte>> pieces;
+    for (size_t at = 0; at < data.size(); at += pieces.back().size()) {
+      size_t room = kEngineChunkBytes - (offset + at) % kEngineChunkBytes;
+      pieces.push_back(data.subspan(at, std::min(room, data.size() - at)));
+    }
+    std::vector<int> errors(pieces.size(), 0);
+    Sha256 last;
+    pool_.ParallelFor(std::ssize(pieces), 1, [&](int64_t i, int64_t, int) {
+      auto piece = static_cast<size_t>(i);
+      errors[piece] =
+          Write(pieces[piece], data_begin_ + offset + static_cast<size_t>(pieces[piece].data() - data.data()));
+      if (piece == 0) {
+        Hash(pieces[0]);
+      } else if (pieces[piece].size() == kEngineChunkBytes) {
+        digests_[ChunkOf(offset, data, pieces[piece])] = Hex(Sha256Of(pieces[piece]));
+      } else {
+        last.Update(pieces[piece]);
+      }
+    });
+    if (pieces.size() > 1) {
+      hashed_ = offset + data.size();
+      hash_ = std::move(last);
+    }
+    for (int error : errors)
+      if (error != 0) return Failed(error);
     return {};
   }
 
   Result<std::string> Finish() override {
-    if (in_chunk_ > 0) digests_.emplace_back(Hex(hash_.Finish()));
-    scratch_.close();
-    json::object header;
-    header["tensors"] = std::move(tensors_);
-    header["chunk_bytes"] = kEngineChunkBytes;
-    header["data_bytes"] = offset_;
-    header["chunks_sha256"] = std::move(digests_);
-    std::string text = json::serialize(header);
-    std::ofstream out(path_, std::ios::binary | std::ios::trunc);
+    CHECK_EQ(next_, tensors_.size());
+    if (hashed_ % kEngineChunkBytes != 0) digests_.back() = Hex(hash_.Finish());
+    std::string text = HeaderText();
+    CHECK_EQ(RoundUp(kPrefixBytes + text.size(), kEngineAlignment), data_begin_);
     uint64_t length = text.size();
-    out.write(kMagic.data(), kMagic.size());
-    out.write(reinterpret_cast<const char*>(&length), sizeof length);
-    out.write(text.data(), static_cast<std::streamsize>(text.size()));
-    size_t at = kPrefixBytes + text.size();
-    std::string padding(RoundUp(at, kEngineAlignment) - at, '\0');
-    out.write(padding.data(), static_cast<std::streamsize>(padding.size()));
-    std::ifstream data(scratch_path_, std::ios::binary);
-    if (offset_ > 0) out << data.rdbuf();
-    out.flush();
-    if (!out || !data) return Error(Code::kInternal, fmt::format("{}: write failed: disk full?", path_.string()));
+    std::string begin(kMagic);
+    begin.append(reinterpret_cast<const char*>(&length), sizeof length);
+    begin += text;
+    begin.resize(data_begin_);
+    if (int error = Write(std::as_bytes(std::span(begin)), 0); error != 0) return Failed(error);
     return Hex(Sha256Of(std::as_bytes(std::span(text))));
   }
 
  private:
-  // `data` null: zeros. Hashes chunk by chunk on the way.
-  void Append(const std::byte* data, size_t bytes) {
-    static const std::vector<std::byte> kZeros(kEngineAlignment);
-    while (bytes > 0) {
-      size_t take = std::min(bytes, kEngineChunkBytes - in_chunk_);
-      const std::byte* from = data;
-      if (data == nullptr) {
-        take = std::min(take, kZeros.size());
-        from = kZeros.data();
-      }
-      hash_.Update(std::span(from, take));
-      scratch_.write(reinterpret_cast<const char*>(from), static_cast<std::streamsize>(take));
-      if (data != nullptr) data += take;
-      bytes -= take;
-      offset_ += take;
-      in_chunk_ += take;
-      if (in_chunk_ == kEngineChunkBytes) {
-        digests_.emplace_back(Hex(hash_.Finish()));
-        hash_ = Sha256();
-        in_chunk_ = 0;
-      }
+  static size_t ChunkOf(size_t offset, std::span<const std::byte> data, std::span<const std::byte> piece) {
+    return (offset + static_cast<size_t>(piece.data() - data.data())) / kEngineChunkBytes;
+  }
+  std::string HeaderText() {
+    header_["chunks_sha256"] = json::array(digests_.begin(), digests_.end());
+    return json::serialize(header_);
+  }
+  // Goes on with the chunk that `hash_` is in; at most to its end.
+  void Hash(std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+      size_t take = std::min(bytes.size(), kEngineChunkBytes - hashed_ % kEngineChunkBytes);
+      hash_.Update(bytes.first(take));
+      bytes = bytes.subspan(take);
+      hashed_ += take;
+      if (hashed_ % kEngineChunkBytes != 0) continue;
+      digests_[hashed_ / kEngineChunkBytes - 1] = Hex(hash_.Finish());
+      hash_ = Sha256();
     }
   }
+  // An errno, or 0.
+  int Write(std::span<const std::byte> bytes, size_t at) const {
+    while (!bytes.empty()) {
+      ssize_t n = ::pwrite(file_, bytes.data(), bytes.size(), static_cast<off_t>(at));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) return n < 0 ? errno : EIO;
+      bytes = bytes.subspan(static_cast<size_t>(n));
+      at += static_cast<size_t>(n);
+    }
+    return 0;
+  }
+  Error Failed(int error) const {
+    return Error(Code::kInternal, fmt::format("{}: write failed: {}", path_.string(), std::strerror(error)));
+  }
 
-  std::filesystem::path path_, scratch_path_;
-  std::ofstream scratch_;
-  json::array tensors_, digests_;
-  Sha256 hash_;
-  size_t offset_ = 0, in_chunk_ = 0;
+  std::filesystem::path path_;
+  int file_;
+  std::vector<EngineTensor> tensors_;
+  ThreadPool& pool_;
+  std::vector<size_t> offsets_;
+  json::object header_;
+  std::vector<std::string> digests_;
+  Sha256 hash_;  // of the chunk that byte hashed_ is in, up to there
+  size_t data_begin_ = 0, next_ = 0, hashed_ = 0;
 };
 
 // Compares every chunk with its digest, on all cores: SHA-256 runs at about 2 GB/s a core, reading is the limit.
@@ -202,11 +247,13 @@ Result<Packing> PackingNamed(std::string_view name) {
                "packing");
 }
 
-Result<std::unique_ptr<EngineFileWriter>> EngineFileWriter::Create(const std::filesystem::path& path) {
-  std::ofstream scratch(Writer::Scratch(path), std::ios::binary | std::ios::trunc);
-  if (!scratch)
+Result<std::unique_ptr<EngineFileWriter>> EngineFileWriter::Create(const std::filesystem::path& path,
+                                                                   std::vector<EngineTensor> tensors,
+                                                                   ThreadPool& pool) {
+  int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file < 0)
     return Error(Code::kInternal, fmt::format("{}: cannot create: {}", path.string(), std::strerror(errno)));
-  return std::unique_ptr<EngineFileWriter>(std::make_unique<Writer>(path, std::move(scratch)));
+  return std::unique_ptr<EngineFileWriter>(std::make_unique<Writer>(path, file, std::move(tensors), pool));
 }
 
 Result<EngineTensors> ReadEngineFile(const MappedFile& file, const std::string& header_sha256, Verify verify) {

@@ -14,10 +14,12 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/mapped_file.h"
 #include "base/result.h"
 #include "base/sha256.h"
+#include "device/thread_pool.h"
 #include "model/model.h"
 
 namespace ekiben {
@@ -25,15 +27,17 @@ namespace ekiben {
 inline constexpr size_t kEngineAlignment = 4096;
 inline constexpr size_t kEngineChunkBytes = size_t{16} << 20;
 
-// Writes tensors one after the other into a scratch file, then the header and the tensors into the final one, so that
-// only one tensor is ever in memory.
+// Writes the file front to back, each tensor by all threads of the pool: its place is known before its bytes are, so
+// that one tensor at a time is in memory and every byte is written once.
 class EngineFileWriter {
  public:
-  static Result<std::unique_ptr<EngineFileWriter>> Create(const std::filesystem::path& path);
+  // `tensors` in the file's order, complete but for their data.
+  static Result<std::unique_ptr<EngineFileWriter>> Create(const std::filesystem::path& path,
+                                                          std::vector<EngineTensor> tensors, ThreadPool& pool);
   virtual ~EngineFileWriter() = default;
-  // `tensor.data` holds `tensor.bytes` bytes; they are copied out before Add returns.
-  virtual Result<void> Add(const EngineTensor& tensor) = 0;
-  // Returns the header's SHA-256, in hex, for config.json.
+  // The next tensor's bytes, which may go when Add returns. REQUIRES: as many as were announced.
+  virtual Result<void> Add(std::span<const std::byte> data) = 0;
+  // Returns the header's SHA-256, in hex, for config.json. REQUIRES: every tensor was added.
   virtual Result<std::string> Finish() = 0;
 };
 

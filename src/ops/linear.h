@@ -51,9 +51,10 @@ size_t PackedBytes(Packing packing, int64_t out_features, int64_t in_features);
 // Whether `source` keeps its values in `packing` (kInt4Block32: its codes, see above); the builder's `auto` picks with
 // it.
 bool IsLossless(Packing packing, DType source);
-// `out` has PackedBytes bytes, zeroed. Errors: in_features not a multiple of the packing's block, unsupported dtype.
+// `out` has PackedBytes bytes, zeroed. Without a pool the caller packs alone. Errors: in_features not a multiple of the
+// packing's block, unsupported dtype.
 Result<void> PackLinear(Packing packing, int64_t in_features, std::span<const LinearSource> pieces,
-                        std::span<std::byte> out);
+                        std::span<std::byte> out, ThreadPool* pool = nullptr);
 
 // y[t, n] (f32, [tokens, out_features], row stride free) = x[t, :] . W[n, :] + bias[n]; x f32 [tokens, in_features].
 // y and x do not overlap.

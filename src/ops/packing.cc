@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "device/thread_pool.h"
 #include "ops/bf16_round.h"
 #include "ops/linear.h"
 #include "weights/checkpoint.h"
@@ -15,6 +16,7 @@ namespace ekiben {
 namespace {
 
 constexpr int64_t kBlock = 32;
+constexpr int64_t kGroupsATime = 4;
 
 // A row as 4-bit blocks: value = scale * code + minimum.
 struct Int4Row {
@@ -165,6 +167,45 @@ Result<void> CheckSource(Packing packing, int64_t in_features, const LinearSourc
   return {};
 }
 
+// Rows of a checkpoint into their groups; scratch of one thread.
+class RowPacker {
+ public:
+  RowPacker(Packing packing, int64_t in_features)
+      : packing_(packing),
+        in_features_(in_features),
+        strips_(StripsOf(in_features)),
+        values_(static_cast<size_t>(in_features)) {
+    if (packing != Packing::kInt4Block32) return;
+    size_t blocks = values_.size() / kBlock;
+    int4_ = {std::vector<float>(blocks), std::vector<float>(blocks), std::vector<uint8_t>(values_.size())};
+  }
+
+  // Row `row` of `piece` becomes row `lane` of `group`.
+  void Pack(const LinearSource& piece, int64_t row, int64_t lane, std::byte* group) {
+    const DTypeInfo& info = InfoOf(piece.dtype);
+    size_t row_bytes =
+        values_.size() / static_cast<size_t>(info.block_elements) * static_cast<size_t>(info.block_bytes);
+    const std::byte* data = piece.data + static_cast<size_t>(row) * row_bytes;
+    bool as_is = packing_ == Packing::kInt4Block32 && IsInt4Blocks(piece.dtype);
+    if (!as_is) Dequantize(piece.dtype, data, in_features_, values_.data());
+    switch (packing_) {
+      case Packing::kF32: StoreF32(values_, lane, group); break;
+      case Packing::kBF16: StoreBF16(values_, lane, group); break;
+      case Packing::kInt8: StoreInt8(values_, lane, strips_, group); break;
+      case Packing::kInt4Block32:
+        as_is ? ReadBlocks(piece.dtype, data, int4_) : MakeBlocks(values_, int4_);
+        StoreInt4(int4_, lane, strips_, group);
+        break;
+    }
+  }
+
+ private:
+  Packing packing_;
+  int64_t in_features_, strips_;
+  std::vector<float> values_;
+  Int4Row int4_;
+};
+
 }  // namespace
 
 std::string_view Name(Packing packing) {
@@ -192,39 +233,27 @@ bool IsLossless(Packing packing, DType source) {
 }
 
 Result<void> PackLinear(Packing packing, int64_t in_features, std::span<const LinearSource> pieces,
-                        std::span<std::byte> out) {
-  int64_t rows = 0;
+                        std::span<std::byte> out, ThreadPool* pool) {
+  std::vector<int64_t> ends;  // rows up to and with each piece
   for (const LinearSource& piece : pieces) {
     RETURN_IF_ERROR(CheckSource(packing, in_features, piece));
-    rows += piece.rows;
+    ends.push_back((ends.empty() ? 0 : ends.back()) + piece.rows);
   }
+  const int64_t rows = ends.empty() ? 0 : ends.back(), groups = GroupsOf(rows);
+  const size_t group_bytes = GroupBytes(packing, in_features);
   CHECK_EQ(out.size(), PackedBytes(packing, rows, in_features));
-  size_t columns = static_cast<size_t>(in_features), group_bytes = GroupBytes(packing, in_features);
-  int64_t strips = StripsOf(in_features), n = 0;
-  std::vector<float> values(columns);
-  Int4Row int4;
-  if (packing == Packing::kInt4Block32) {
-    int4 = {std::vector<float>(columns / kBlock), std::vector<float>(columns / kBlock), std::vector<uint8_t>(columns)};
-  }
-  for (const LinearSource& piece : pieces) {
-    const DTypeInfo& info = InfoOf(piece.dtype);
-    size_t row_bytes = columns / static_cast<size_t>(info.block_elements) * static_cast<size_t>(info.block_bytes);
-    for (int64_t r = 0; r < piece.rows; ++r, ++n) {
-      const std::byte* row = piece.data + static_cast<size_t>(r) * row_bytes;
-      std::byte* group = out.data() + static_cast<size_t>(n / kGroupRows) * group_bytes;
-      int64_t lane = n % kGroupRows;
-      bool as_is = packing == Packing::kInt4Block32 && IsInt4Blocks(piece.dtype);
-      if (!as_is) Dequantize(piece.dtype, row, in_features, values.data());
-      switch (packing) {
-        case Packing::kF32: StoreF32(values, lane, group); break;
-        case Packing::kBF16: StoreBF16(values, lane, group); break;
-        case Packing::kInt8: StoreInt8(values, lane, strips, group); break;
-        case Packing::kInt4Block32:
-          as_is ? ReadBlocks(piece.dtype, row, int4) : MakeBlocks(values, int4);
-          StoreInt4(int4, lane, strips, group);
-          break;
-      }
+  auto pack = [&](int64_t first, int64_t last) {
+    RowPacker packer(packing, in_features);
+    for (int64_t n = first * kGroupRows; n < std::min(rows, last * kGroupRows); ++n) {
+      auto piece = static_cast<size_t>(std::ranges::upper_bound(ends, n) - ends.begin());
+      packer.Pack(pieces[piece], n - ends[piece] + pieces[piece].rows, n % kGroupRows,
+                  out.data() + static_cast<size_t>(n / kGroupRows) * group_bytes);
     }
+  };
+  if (pool == nullptr) {
+    pack(0, groups);
+  } else {
+    pool->ParallelFor(groups, kGroupsATime, [&](int64_t first, int64_t last, int) { pack(first, last); });
   }
   return {};
 }
