@@ -292,28 +292,32 @@ TEST_F(CudaOps, QuantizedRowsComeBackWithinARoundingAndZerosStayZero) {
 }
 
 TEST_F(CudaOps, ArgMaxTakesTheLowestOfEqualsAndRefusesWhatIsNotFinite) {
-  constexpr int32_t kRows = 6, kVocab = 1003;
-  auto logits = RandomF32(kRows * kVocab, 1);
-  std::vector<int32_t> want(kRows);
-  for (size_t r = 0; r < kRows; ++r) {
-    size_t at = 17 + 150 * r;
-    logits[r * kVocab + at] = logits[r * kVocab + at + 3] = 50;  // a tie
-    want[r] = static_cast<int32_t>(at);
+  constexpr int32_t kRows = 6;
+  for (size_t vocab : {1003, 1004}) {  // loads of one logit and of four
+    auto logits = RandomF32(kRows * vocab, 1);
+    std::vector<int32_t> want(kRows);
+    for (size_t r = 0; r < kRows; ++r) {
+      size_t at = 17 + 150 * r;
+      logits[r * vocab + at] = logits[r * vocab + at + 3] = 50;  // a tie
+      want[r] = static_cast<int32_t>(at);
+    }
+    logits[2 * vocab + 900] = NAN;
+    logits[3 * vocab + 0] = INFINITY;
+    want[2] = want[3] = -1;
+    for (size_t i = 0; i < vocab; ++i) logits[4 * vocab + i] = -3 - static_cast<float>(i % 7);
+    logits[4 * vocab + 500] = -0.0f;
+    logits[4 * vocab + 900] = 0.0f;
+    want[4] = 500;
+    DeviceBuffer dl = Upload(logits), slots = Upload(std::vector<int32_t>{5, 4, 3, 2, -1, 0}),
+                 last = Upload(std::vector<int32_t>(6, -7)), result = Poison(kRows * 4),
+                 best = Upload(std::vector<uint64_t>(kRows, 0));
+    for (int repeat = 0; repeat < 2; ++repeat) {  // the scratch is left ready
+      cuda::ArgMax(queue_, result.as<int32_t>(), last.as<int32_t>(), dl.as<float>(), slots.as<int32_t>(), kRows,
+                   static_cast<int32_t>(vocab), best.as<unsigned long long>());
+      EXPECT_EQ(Download<int32_t>(result), want);
+    }
+    EXPECT_EQ(Download<int32_t>(last), (std::vector<int32_t>{want[5], -7, 0, 0, want[1], want[0]}));
   }
-  logits[2 * kVocab + 900] = NAN;
-  logits[3 * kVocab + 0] = INFINITY;
-  want[2] = want[3] = -1;
-  for (size_t i = 0; i < kVocab; ++i) logits[4 * kVocab + i] = -3 - static_cast<float>(i % 7);
-  want[4] = 0;
-  DeviceBuffer dl = Upload(logits), slots = Upload(std::vector<int32_t>{5, 4, 3, 2, -1, 0}),
-               last = Upload(std::vector<int32_t>(6, -7)), result = Poison(kRows * 4),
-               best = Upload(std::vector<uint64_t>(kRows, 0));
-  for (int repeat = 0; repeat < 2; ++repeat) {  // the scratch is left ready
-    cuda::ArgMax(queue_, result.as<int32_t>(), last.as<int32_t>(), dl.as<float>(), slots.as<int32_t>(), kRows, kVocab,
-                 best.as<unsigned long long>());
-    EXPECT_EQ(Download<int32_t>(result), want);
-  }
-  EXPECT_EQ(Download<int32_t>(last), (std::vector<int32_t>{want[5], -7, 0, 0, want[1], want[0]}));
 }
 
 TEST_F(CudaOps, LaterTableEditsOfAnEntryWin) {

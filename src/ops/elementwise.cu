@@ -428,21 +428,56 @@ __device__ __forceinline__ uint32_t Ordered(float x) {
 }
 constexpr unsigned long long kNotFinite = ~0ull;
 
-__global__ void ArgMaxPartKernel(const float* logits, int32_t vocab_size, unsigned long long* best) {
+template <int kWidth>
+struct LogitsOf;
+template <>
+struct LogitsOf<4> {
+  using Type = float4;
+};
+template <>
+struct LogitsOf<1> {
+  using Type = float;
+};
+// kWidth logits a load; blockIdx.y is a part of a row, the last one first: the linear upstream wrote it last, so that
+// what the L2 still holds of the logits is read before the rest displaces it.
+template <int kWidth>
+__global__ void __launch_bounds__(256)
+    ArgMaxPartKernel(const float* logits, int32_t vocab_size, unsigned long long* best) {
+  using Loaded = typename LogitsOf<kWidth>::Type;
+  constexpr int kAhead = 4;
   __shared__ unsigned long long parts[32];
   LaunchDependents();
   WaitUpstream();
-  const float* row = logits + static_cast<size_t>(blockIdx.y) * vocab_size;
-  int begin = static_cast<int>(static_cast<long long>(vocab_size) * blockIdx.x / gridDim.x);
-  int end = static_cast<int>(static_cast<long long>(vocab_size) * (blockIdx.x + 1) / gridDim.x);
-  unsigned long long mine = 0;
-  for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
-    float x = row[i];
-    // The lowest id wins among equals: its complement is the larger key.
-    unsigned long long key = static_cast<unsigned long long>(Ordered(x)) << 32 | static_cast<uint32_t>(~i);
-    if (!isfinite(x)) key = kNotFinite;
-    mine = key > mine ? key : mine;
+  const auto* row = reinterpret_cast<const Loaded*>(logits + static_cast<size_t>(blockIdx.x) * vocab_size);
+  const long long loads = vocab_size / kWidth, part = gridDim.y - 1 - blockIdx.y;
+  const int begin = static_cast<int>(loads * part / gridDim.y), end = static_cast<int>(loads * (part + 1) / gridDim.y);
+  float top = -INFINITY;
+  int token = 0;
+  bool finite = true;
+  for (int first = begin + threadIdx.x; first < end; first += kAhead * blockDim.x) {
+    Loaded loaded[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      int at = first + j * blockDim.x;
+      if (at < end) loaded[j] = __ldcs(row + at);
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      int at = first + j * blockDim.x;
+      if (at >= end) continue;
+      const float* x = reinterpret_cast<const float*>(loaded + j);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        finite = finite && isfinite(x[i]);
+        if (x[i] <= top) continue;  // a thread's tokens ascend, so the lowest of equals stays
+        top = x[i];
+        token = at * kWidth + i;
+      }
+    }
   }
+  // The lowest id wins among equals: its complement is the larger key. Zeros are equal whatever their sign.
+  unsigned long long mine = static_cast<unsigned long long>(Ordered(top + 0.0f)) << 32 | static_cast<uint32_t>(~token);
+  if (!finite) mine = kNotFinite;
   for (int offset = 16; offset > 0; offset /= 2) {
     unsigned long long other = __shfl_xor_sync(~0u, mine, offset);
     mine = other > mine ? other : mine;
@@ -451,7 +486,7 @@ __global__ void ArgMaxPartKernel(const float* logits, int32_t vocab_size, unsign
   __syncthreads();
   if (threadIdx.x == 0) {
     for (unsigned w = 1; w < blockDim.x / 32; ++w) mine = parts[w] > mine ? parts[w] : mine;
-    atomicMax(best + blockIdx.y, mine);
+    atomicMax(best + blockIdx.x, mine);
   }
 }
 
@@ -599,7 +634,8 @@ void ArgMax(Queue& queue, int32_t* result, int32_t* last_tokens, const float* lo
             int32_t rows, int32_t vocab_size, unsigned long long* best) {
   int parts = rows >= 128 ? 8 : rows >= 16 ? 16 : 64;
   if (parts > (vocab_size + 255) / 256) parts = (vocab_size + 255) / 256;
-  Launch(queue, ArgMaxPartKernel, Grid(parts, rows), 256, 0, logits, vocab_size, best);
+  auto* kernel = vocab_size % 4 == 0 ? ArgMaxPartKernel<4> : ArgMaxPartKernel<1>;
+  Launch(queue, kernel, Grid(rows, parts), 256, 0, logits, vocab_size, best);
   Launch(queue, ArgMaxFinishKernel, Grid((rows + 127) / 128), 128, 0, result, last_tokens, slots, rows, best);
 }
 

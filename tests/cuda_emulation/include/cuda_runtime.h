@@ -131,6 +131,10 @@ T __ldcg(const T* p) {
   return *p;
 }
 template <class T>
+T __ldcs(const T* p) {
+  return *p;
+}
+template <class T>
 void __stcg(T* p, T value) {
   *p = value;
 }
