@@ -39,11 +39,12 @@ inline cudaError_t EncodeRows(CUtensorMap* map, const void* data, bool bytes, ui
 struct CacheMaps {
   CUtensorMap keys, values;
 };
-inline cudaError_t EncodeCache(CacheMaps* maps, const KvLayout& kv) {
+// In boxes of a block's tokens, or of fewer.
+inline cudaError_t EncodeCache(CacheMaps* maps, const KvLayout& kv, int32_t box_tokens = 0) {
   const auto columns = static_cast<uint64_t>(kv.head_stride);
   const uint64_t rows = kv.layer_elements() / columns * static_cast<uint64_t>(kv.layers);
   if (rows > 0x7FFFFFFFu) return cudaErrorInvalidValue;  // coordinates are 32 bits
-  const auto block = static_cast<uint32_t>(kv.tokens_per_block);
+  const auto block = static_cast<uint32_t>(box_tokens > 0 ? box_tokens : kv.tokens_per_block);
   cudaError_t status = EncodeRows(&maps->keys, kv.keys, kv.fp8, rows, columns, block);
   if (status != cudaSuccess) return status;
   return EncodeRows(&maps->values, kv.values, kv.fp8, rows, columns, block);

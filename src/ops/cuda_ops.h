@@ -132,7 +132,7 @@ struct AttentionArguments {
   int32_t q_stride = 0, query_heads = 0, window = 0;  // window 0: none
   const AttentionItem* items = nullptr;
   const int32_t* item_count = nullptr;  // in device memory
-  int32_t items_max = 0;                // at most so many: the grid
+  int32_t items_max = 0;                // at most so many, which can be read: the grid
   int32_t split = 0;                    // generation: keys of a chunk, a multiple of 64, at most 1,344
   // Scratch of generation, by slot: AttentionScratch says how much. `arrived` is zero between launches.
   float* partial = nullptr;

@@ -533,8 +533,10 @@ void CudaAttention::Check(const AttentionCase& c, bool fp8) {
 
   cuda::DecodeAttention decode;
   cuda::ClusterAttention cluster;
-  auto run = [&](AttentionKind kind, const std::vector<cuda::AttentionItem>& items) {
-    DeviceBuffer di = Upload(items), count = Upload(std::vector<int32_t>{static_cast<int32_t>(items.size())});
+  auto run = [&](AttentionKind kind, std::vector<cuda::AttentionItem> items) {
+    DeviceBuffer count = Upload(std::vector<int32_t>{static_cast<int32_t>(items.size())});
+    if (kind != AttentionKind::kContext) items.resize(items.size() + 5);
+    DeviceBuffer di = Upload(items);
     cuda::AttentionArguments a;
     DeviceBuffer out = Poison(static_cast<size_t>((before + c.queries) * width) * 2);
     a.q = dq.as<Bf16>();
@@ -544,7 +546,7 @@ void CudaAttention::Check(const AttentionCase& c, bool fp8) {
     a.window = c.window;
     a.items = di.as<cuda::AttentionItem>();
     a.item_count = count.as<int32_t>();
-    a.items_max = static_cast<int32_t>(items.size()) + (kind == AttentionKind::kContext ? 0 : 5);
+    a.items_max = static_cast<int32_t>(items.size());
     a.split = shape.split;
     a.partial = partial.as<float>();
     a.partial_ml = partial_ml.as<float>();

@@ -24,7 +24,7 @@
 namespace ekiben::cuda {
 namespace {
 
-constexpr int kPage = 64, kHeadDim = 128, kGroup = 4, kWarps = 8;
+constexpr int kPage = 64, kQuarter = kPage / 4, kHeadDim = 128, kGroup = 4, kWarps = 8;
 constexpr int kThreads = kWarps * 32 + 32 + kGroup * 32;
 
 template <bool kFp8>
@@ -48,7 +48,7 @@ struct DecodeArguments {
   Factors factors;      // of qkv
   void *keys, *values;  // of the layer
   float scale_log2, key_inverse, value_inverse, value_scale;
-  int split, table_pitch, chunks_max, stages, q_stride, kv_heads, base_row;
+  int split, table_pitch, chunks_max, stages, q_stride, kv_heads, base_row, items_max;
   bool interleaved, early;
 };
 
@@ -159,8 +159,7 @@ __device__ __forceinline__ uint32_t PageAddress(uint32_t tile, int row, int colu
 
 template <bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1)
-    DecodeKernel(const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map,
-                 DecodeArguments p) {
+    DecodeKernel(const __grid_constant__ CacheMaps maps, const __grid_constant__ CacheMaps parts, DecodeArguments p) {
   constexpr int kTile = Stage<kFp8>::kTile, kStageBytes = Stage<kFp8>::kBytes;
   auto* shared_raw = DynamicShared<uint8_t>();
   uint32_t ring = (SharedAddressOf(shared_raw) + 1023) & ~1023u;
@@ -190,8 +189,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   LaunchDependents();
   // The items were copied before the step's first kernel, which edits block tables; qkv comes from the kernel upstream.
+  // The first item is asked for with their count, not after it: items_max of them can be read.
   const int items = *p.item_count;
-  const AttentionItem first_item = static_cast<int>(blockIdx.x) < items ? p.items[blockIdx.x] : AttentionItem{};
+  const AttentionItem first_item = p.items[min(static_cast<int>(blockIdx.x), p.items_max - 1)];
   if (!p.early) WaitUpstream();
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int chunk_pages = p.split / kPage;
@@ -221,14 +221,22 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (lane == 0) {
           BarrierWait(empty + 8 * stage, parity);
           uint32_t base = ring + stage * kStageBytes;
-          BarrierExpect(full + 8 * stage, kStageBytes);
-          int row = p.base_row + (page_id * p.kv_heads + now.kv_head) * kPage;
+          const int row = p.base_row + (page_id * p.kv_heads + now.kv_head) * kPage, left = tokens - j * kPage;
+          // Of the last block what holds tokens, in quarters.
+          const int quarters = left > 3 * kQuarter ? 4 : (left + kQuarter - 1) / kQuarter;
+          BarrierExpect(full + 8 * stage, kStageBytes / 4 * quarters);
           constexpr int kBoxes = Stage<kFp8>::kBoxes, kColumns = Stage<kFp8>::kBoxColumns;
+          auto load = [&](const CacheMaps& from, int box, int rows) {
+            uint32_t to = base + box * 8192 + rows * 128;
+            TileLoad(to, &from.keys, box * kColumns, row + rows, full + 8 * stage, once);
+            TileLoad(to + kTile, &from.values, box * kColumns, row + rows, full + 8 * stage, once);
+          };
           for (int box = 0; box < kBoxes; ++box) {
-            TileLoad(base + box * 8192, &k_map, box * kColumns, row, full + 8 * stage, once);
-          }
-          for (int box = 0; box < kBoxes; ++box) {
-            TileLoad(base + kTile + box * 8192, &v_map, box * kColumns, row, full + 8 * stage, once);
+            if (quarters == 4) {
+              load(maps, box, 0);
+            } else {
+              for (int q = 0; q < quarters; ++q) load(parts, box, q * kQuarter);
+            }
           }
         }
         __syncwarp();
@@ -498,7 +506,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 struct DecodeAttention::Maps {
-  CacheMaps cache;
+  CacheMaps cache, parts;
   int stages = 2, multiprocessors = 132;
 };
 
@@ -518,6 +526,8 @@ int DecodeAttention::Prepare(const KvLayout& kv) {
                                             cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes(kv.fp8, stages));
   if (status != cudaSuccess) return static_cast<int>(status);
   status = EncodeCache(&maps_->cache, kv);
+  if (status != cudaSuccess) return static_cast<int>(status);
+  status = EncodeCache(&maps_->parts, kv, kQuarter);
   if (status != cudaSuccess) return static_cast<int>(status);
   return static_cast<int>(cudaDeviceGetAttribute(&maps_->multiprocessors, cudaDevAttrMultiProcessorCount, 0));
 }
@@ -548,10 +558,11 @@ void DecodeAttention::Run(Queue& queue, const AttentionArguments& a, const Facto
                        a.q_stride,
                        kv.kv_heads,
                        static_cast<int>(kv.layer_elements() / kHeadDim * static_cast<size_t>(layer)),
+                       a.items_max,
                        rope.interleaved,
                        early};
   Launch(queue, kv.fp8 ? DecodeKernel<true> : DecodeKernel<false>, dim3(static_cast<unsigned>(maps_->multiprocessors)),
-         kThreads, static_cast<size_t>(SharedBytes(kv.fp8, maps_->stages)), maps_->cache.keys, maps_->cache.values, p);
+         kThreads, static_cast<size_t>(SharedBytes(kv.fp8, maps_->stages)), maps_->cache, maps_->parts, p);
 }
 
 }  // namespace ekiben::cuda
