@@ -34,8 +34,10 @@ class CudaForwardRunner {
   // Feeds the next tokens of each sequence; one token is a generation row. REQUIRES: within the model's tokens_max.
   Result<void> Step(std::span<const Feed> feeds);
 
-  // A planted error, for tests that must notice it: a table entry names another one's block.
+  // Planted errors, for tests that must notice them: a table entry names another one's block; tokens are rotated as if
+  // they stood further.
   Result<void> PointTableAt(int32_t slot, int32_t entry, int32_t other_entry);
+  void RotateFurther(int32_t tokens) { model_->RotateFurther(tokens); }
 
  private:
   CudaForwardRunner(std::unique_ptr<CudaLlama> model, const Options& options)

@@ -343,7 +343,8 @@ Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, c
 
 void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::Factors& qkv, const cuda::KvLayout& kv,
                        const CudaAttentionScratch& scratch, int32_t layer) {
-  const cuda::RopeTableView rope{rope_.as<float>(), config_.rope_interleaved};
+  const float* rotations = rope_.as<float>() + int64_t{2} * config_.head_dim * rotated_further_;
+  const cuda::RopeTableView rope{rotations, config_.rope_interleaved};
   if (batch.context_items_max > 0 || !decode_attention_serves_)
     cuda::RopeAndStoreKv(queue, qkv_.as<Bf16>(), qkv, rope, config_.num_attention_heads, batch.slots, batch.positions,
                          batch.tokens, kv, layer);

@@ -76,6 +76,9 @@ class CudaLlama {
   // Chooses how linears of this many tokens run, by time on this device; none under kSkinnyTokensMax. Before the first
   // capture: it waits.
   Result<void> Tune(CudaStream& stream, int32_t tokens);
+  // A planted error, for tests that must notice it: from now on a token is rotated as if it stood `tokens` further, and
+  // stored where it stands.
+  void RotateFurther(int32_t tokens) { rotated_further_ = tokens; }
   // Once, when the cache's addresses are known.
   Result<void> BindCache(const cuda::KvLayout& kv);
   // Generation attention writes its tokens' keys and values itself. Known once the cache is bound.
@@ -137,6 +140,7 @@ class CudaLlama {
   std::vector<Layer> layers_;
   cuda::DecodeAttention decode_attention_;
   cuda::ClusterAttention cluster_attention_;
+  int32_t rotated_further_ = 0;
   bool decode_attention_serves_ = false, cluster_attention_serves_ = false;
   size_t weight_bytes_ = 0, activation_bytes_ = 0;
   // [tokens_max, ...]: residual (and its rows that go on), qkv, attention (and its rows), delta, gate_up; normed input,
