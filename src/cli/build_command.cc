@@ -24,6 +24,7 @@ Result<void> Run(const BuildOptions& options) {
   Nanos begin = clock.Now();
   ASSIGN_OR_RETURN(std::filesystem::path path, ResolveCheckpoint(options.checkpoint));
   ASSIGN_OR_RETURN(Checkpoint checkpoint, OpenCheckpoint(path));
+  RETURN_IF_ERROR(RequireTokenizer(checkpoint));
   ProgressLine line("build", "steps", clock);
   RETURN_IF_ERROR(
       BuildEngine(checkpoint, WithLimits(options.build, options.limits), options.output,

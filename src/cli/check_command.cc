@@ -187,6 +187,7 @@ Result<int> Run(const CheckOptions& options) {
 
 void AddCheckCommand(CLI::App& app, Outcome& outcome) {
   auto options = std::make_shared<CheckOptions>();
+  options->source.takes_text = false;
   CLI::App* command =
       app.add_subcommand("check", "Compare a model's logits with recorded ones; exit code 1 when apart");
   AddModel(*command, options->source)->required();

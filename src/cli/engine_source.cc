@@ -56,6 +56,12 @@ std::string ModelName(const fs::path& path) {
 
 }  // namespace
 
+Result<void> RequireTokenizer(const Checkpoint& checkpoint) {
+  if (checkpoint.has_tokenizer || checkpoint.tokenizer_error.empty()) return {};
+  return Error(Code::kUnsupported, fmt::format("{}: its tokenizer cannot be used: {}", checkpoint.path.string(),
+                                               checkpoint.tokenizer_error));
+}
+
 Result<fs::path> ResolveCheckpoint(const std::string& text) {
   if (fs::exists(text)) return fs::path(text);
   if (text.find('/') != std::string::npos || fs::path(text).extension() == ".gguf")
@@ -127,6 +133,7 @@ Result<OpenedEngine> OpenEngineSource(const EngineSource& source) {
   if (IsEngine(path)) return OpenBuilt(path, ModelName(source.text), source);
   std::string name = fs::exists(source.text) ? ModelName(path) : source.text;
   ASSIGN_OR_RETURN(Checkpoint checkpoint, OpenCheckpoint(path));
+  if (source.takes_text) RETURN_IF_ERROR(RequireTokenizer(checkpoint));
   ASSIGN_OR_RETURN(BuildConfig wanted,
                    ResolveBuildConfig(WithLimits(Wanted(source), source.limits), checkpoint.config));
   const BuildConfig build = CacheBuild(wanted);

@@ -15,6 +15,7 @@ struct EngineSource {
   std::string text;   // as the user wrote it
   std::string synth;  // instead: a published shape (weights/published_shapes.h), an engine without tensors
   uint64_t synth_seed = 1;
+  bool takes_text = true;      // false: what is built for this run may lack a tokenizer
   std::string device = "cpu";  // cpu | cuda | fake, which takes an engine of either
   BuildConfig build;           // when a build is needed; its device and limits are not read
   RunLimits limits;
@@ -26,6 +27,9 @@ struct OpenedEngine {
   std::string model_name;
 };
 Result<OpenedEngine> OpenEngineSource(const EngineSource& source);
+
+// Refuses a checkpoint whose tokenizer is missing or not understood: of it comes an engine that takes no text.
+Result<void> RequireTokenizer(const Checkpoint& checkpoint);
 
 // A checkpoint's path for a checkpoint path or store tag.
 Result<std::filesystem::path> ResolveCheckpoint(const std::string& text);

@@ -204,9 +204,6 @@ Result<BuildConfig> ResolveBuildConfig(BuildConfig build, const ModelConfig& mod
 Result<void> BuildEngine(const Checkpoint& checkpoint, const BuildConfig& requested, const std::filesystem::path& out,
                          const ProgressFunction& progress) {
   ASSIGN_OR_RETURN(BuildConfig build, ResolveBuildConfig(requested, checkpoint.config));
-  if (!checkpoint.has_tokenizer && !checkpoint.tokenizer_error.empty())
-    return Error(Code::kUnsupported, fmt::format("{}: its tokenizer cannot be used: {}", checkpoint.path.string(),
-                                                 checkpoint.tokenizer_error));
   RETURN_IF_ERROR(MayReplace(out));
   std::filesystem::path folder = out;
   folder += fmt::format(".tmp.{}", ::getpid());

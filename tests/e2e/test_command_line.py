@@ -11,6 +11,7 @@ import unittest
 
 PROGRAM = os.environ["EKIBEN_PROGRAM"]
 MODEL = os.environ["EKIBEN_TEST_MODEL"]
+GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
 
 
 def ekiben(*args, stdin="", env=None, timeout=300):
@@ -170,6 +171,17 @@ class CommandLine(unittest.TestCase):
             with self.subTest(args=args):
                 self.assert_refused(ekiben(*args, timeout=60), *words)
         self.assertEqual((notes / "mine.txt").read_text(), "keep")
+
+    def test_check_needs_no_tokenizer_and_its_exit_code_says_whether_the_logits_agree(self):
+        env = {"EKIBEN_CACHE": str(self.folder / "cache")}
+        model = GOLDEN / "tiny_llama3"  # has none
+        self.assert_refused(ekiben("serve", model, env=env), "tokenizer")
+        run = ekiben("check", model, "--against", model, "--dtype", "f32", env=env)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertRegex(run.stdout, r"72 of 72(.|\n)*PASS")
+        run = ekiben("check", model, "--against", model, "--dtype", "bf16", "--max_kl", "1e-9", "--json", env=env)
+        self.assertEqual(run.returncode, 1, run.stderr)
+        self.assertFalse(json.loads(run.stdout)["ok"])
 
     def test_an_engine_for_another_device(self):
         engine = self.folder / "for_cuda"
