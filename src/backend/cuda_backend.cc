@@ -25,7 +25,6 @@ namespace {
 
 constexpr int32_t kTicketsMax = 2;
 constexpr int kSamplingThreadsMax = 8;
-constexpr int32_t kTunedTokensMax = 512;
 // Graphs of the shapes that are not sparse are made for so long before ready; the rest in idle gaps.
 constexpr Nanos kCaptureTimeMax = std::chrono::milliseconds(1500);
 
@@ -298,7 +297,7 @@ Result<void> CudaBackend::WarmUp() {
   // What the heuristic offers first is off by up to 15 % at some sizes (docs/gpu.md, ladder 1).
   std::set<int32_t> tuned;
   for (const CudaStepShape& shape : shapes_.all())
-    if ((shape.tokens <= kTunedTokensMax || !shape.context) && tuned.insert(shape.tokens).second)
+    if ((shape.tokens <= kCudaTunedTokensMax || !shape.context) && tuned.insert(shape.tokens).second)
       RETURN_IF_ERROR(model_->Tune(stream_, shape.tokens));
   RETURN_IF_ERROR(WarmUpShapes());
   RETURN_IF_ERROR(MeasureCosts());

@@ -1,6 +1,7 @@
 // The CUDA backend's entries in a build without nvcc.
 #include "backend/cuda_backend.h"
 #include "backend/cuda_logits.h"
+#include "backend/cuda_op_timing.h"
 
 namespace ekiben {
 
@@ -14,6 +15,10 @@ Result<CudaBackendParts> OpenCudaBackend(const ModelConfig&, const EngineTensors
 }
 
 Result<SequenceLogits> OpenCudaLogits(const ModelConfig&, const EngineTensors&, const CudaLogitsConfig&) {
+  return CheckCudaDevice().error();
+}
+
+Result<CudaOpTimings> TimeCudaOps(const ModelConfig&, const EngineTensors*, const CudaOpTimingConfig&) {
   return CheckCudaDevice().error();
 }
 

@@ -20,19 +20,20 @@ constexpr int kRounds = 7;
 class OpTimer {
  public:
   OpTimer(const Engine& engine, const Roofline& roofline, const LinearTuning& tuning, ThreadPool& pool,
-          int32_t tokens_max, int32_t kv_tokens)
+          int32_t tokens_max, const std::vector<int32_t>& kv_tokens)
       : engine_(engine),
         m_(engine.model),
         roofline_(roofline),
         kv_tokens_(kv_tokens),
-        blocks_each_(CeilDiv(std::max(kv_tokens + 1, tokens_max), engine.build.tokens_per_block)),
+        kv_tokens_max_(kv_tokens.empty() ? 0 : *std::max_element(kv_tokens.begin(), kv_tokens.end())),
+        blocks_each_(CeilDiv(std::max(kv_tokens_max_ + 1, tokens_max), engine.build.tokens_per_block)),
         kv_({.layers = m_.num_hidden_layers,
              .kv_heads = m_.num_key_value_heads,
              .head_dim = m_.head_dim,
              .tokens_per_block = engine.build.tokens_per_block,
-             .blocks = std::max(blocks_each_, tokens_max * CeilDiv(kv_tokens + 1, engine.build.tokens_per_block)),
+             .blocks = std::max(blocks_each_, tokens_max * CeilDiv(kv_tokens_max_ + 1, engine.build.tokens_per_block)),
              .dtype = engine.build.dtype == "f32" ? DType::kF32 : DType::kBF16}),
-        rope_(m_, std::max(tokens_max, kv_tokens + 1)) {
+        rope_(m_, std::max(tokens_max, kv_tokens_max_ + 1)) {
     for (const auto& [name, tensor] : engine.tensors) {
       if (tensor.kind != PackRule::Kind::kLinear) continue;
       size_t dot = name.rfind('.');
@@ -107,19 +108,20 @@ class OpTimer {
                    12 * w, roofline_.f32_operations});
   }
 
-  // `tokens` as one prompt from its start, and as that many sequences with kv_tokens_ before each.
+  // `tokens` as one prompt from its start, and as that many sequences with each of kv_tokens_ before them.
   void TimeAttention(int32_t tokens, std::vector<OpTiming>& out) {
     std::vector<BlockId> table(static_cast<size_t>(kv_.shape().blocks));
     for (size_t i = 0; i < table.size(); ++i) table[i] = {static_cast<int32_t>(i)};
     AttentionRow prompt{0, tokens, 0, table.data()};
-    int32_t blocks_each = CeilDiv(kv_tokens_ + 1, engine_.build.tokens_per_block);
-    std::vector<AttentionRow> rows;
-    for (int32_t i = 0; i < tokens; ++i) rows.push_back({i, 1, kv_tokens_, table.data() + i * blocks_each});
     double pairs = 0.5 * tokens * (tokens + 1.0);
     TimeAttentionOf("context", {&prompt, 1}, tokens, pairs, tokens, fmt::format("one prompt of {}", tokens), out);
-    TimeAttentionOf("generation", rows, tokens, static_cast<double>(tokens) * (kv_tokens_ + 1),
-                    static_cast<double>(tokens) * (kv_tokens_ + 1), fmt::format("{} tokens before each", kv_tokens_),
-                    out);
+    for (int32_t kv_tokens : kv_tokens_) {
+      int32_t blocks_each = CeilDiv(kv_tokens + 1, engine_.build.tokens_per_block);
+      std::vector<AttentionRow> rows;
+      for (int32_t i = 0; i < tokens; ++i) rows.push_back({i, 1, kv_tokens, table.data() + i * blocks_each});
+      double read = static_cast<double>(tokens) * (kv_tokens + 1);
+      TimeAttentionOf("generation", rows, tokens, read, read, fmt::format("{} tokens before each", kv_tokens), out);
+    }
   }
 
   // `pairs`: query and key tokens that meet; `read`: cached tokens that must be read once.
@@ -149,7 +151,8 @@ class OpTimer {
   const Engine& engine_;
   const ModelConfig& m_;
   const Roofline& roofline_;
-  int32_t kv_tokens_, blocks_each_;
+  std::vector<int32_t> kv_tokens_;
+  int32_t kv_tokens_max_, blocks_each_;
   PagedKv kv_;
   RopeTable rope_;
   std::vector<NamedLinear> linears_;
@@ -161,12 +164,14 @@ class OpTimer {
 }  // namespace
 
 Result<std::vector<OpTiming>> TimeOps(const Engine& engine, const Roofline& roofline, const LinearTuning& tuning,
-                                      ThreadPool& pool, const std::vector<int32_t>& token_counts, int32_t kv_tokens) {
+                                      ThreadPool& pool, const std::vector<int32_t>& token_counts,
+                                      const std::vector<int32_t>& kv_tokens) {
   if (token_counts.empty()) return std::vector<OpTiming>();
   int32_t tokens_max = *std::max_element(token_counts.begin(), token_counts.end());
-  if (tokens_max > engine.build.max_seq_len || kv_tokens >= engine.build.max_seq_len)
+  int32_t kv_tokens_max = kv_tokens.empty() ? 0 : *std::max_element(kv_tokens.begin(), kv_tokens.end());
+  if (tokens_max > engine.build.max_seq_len || kv_tokens_max >= engine.build.max_seq_len)
     return Error(Code::kInvalid,
-                 fmt::format("tokens: {} with {} before each do not fit in max_seq_len {}", tokens_max, kv_tokens,
+                 fmt::format("tokens: {} with {} before each do not fit in max_seq_len {}", tokens_max, kv_tokens_max,
                              engine.build.max_seq_len),
                  "tokens");
   OpTimer timer(engine, roofline, tuning, pool, tokens_max, kv_tokens);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/arithmetic.h"
 #include "model/rope_table.h"
@@ -95,15 +96,17 @@ class CudaLlama::Loader {
       std::string at = fmt::format("layers.{}.", i);
       Layer layer;
       ASSIGN_OR_RETURN(layer.attention_norm, Vector(at + "attention_norm", hidden));
-      ASSIGN_OR_RETURN(layer.qkv, MakeLinear(at + "qkv", query + 2 * key, hidden, c.attention_bias, fp8));
-      ASSIGN_OR_RETURN(layer.o, MakeLinear(at + "o", hidden, query, c.attention_out_bias, fp8));
+      ASSIGN_OR_RETURN(layer.qkv, MakeLinear(CudaOp::kQkv, at + "qkv", query + 2 * key, hidden, c.attention_bias, fp8));
+      ASSIGN_OR_RETURN(layer.o, MakeLinear(CudaOp::kO, at + "o", hidden, query, c.attention_out_bias, fp8));
       ASSIGN_OR_RETURN(layer.mlp_norm, Vector(at + "mlp_norm", hidden));
-      ASSIGN_OR_RETURN(layer.gate_up, MakeLinear(at + "gate_up", 2 * c.intermediate_size, hidden, c.mlp_bias, fp8));
-      ASSIGN_OR_RETURN(layer.down, MakeLinear(at + "down", hidden, c.intermediate_size, c.mlp_bias, fp8));
+      ASSIGN_OR_RETURN(layer.gate_up,
+                       MakeLinear(CudaOp::kGateUp, at + "gate_up", 2 * c.intermediate_size, hidden, c.mlp_bias, fp8));
+      ASSIGN_OR_RETURN(layer.down,
+                       MakeLinear(CudaOp::kDown, at + "down", hidden, c.intermediate_size, c.mlp_bias, fp8));
       model_.layers_.push_back(std::move(layer));
     }
     ASSIGN_OR_RETURN(model_.final_norm_, Vector("final_norm", hidden));
-    ASSIGN_OR_RETURN(model_.lm_head_, MakeLinear("lm_head", c.vocab_size, hidden, false, false));
+    ASSIGN_OR_RETURN(model_.lm_head_, MakeLinear(CudaOp::kHead, "lm_head", c.vocab_size, hidden, false, false));
     RETURN_IF_ERROR(stream_.Wait());
     return CudaStatus(queue_.error, "loading weights");
   }
@@ -162,8 +165,8 @@ class CudaLlama::Loader {
     return {};
   }
 
-  Result<Linear> MakeLinear(const std::string& name, int32_t rows, int32_t columns, bool bias, bool fp8) {
-    Linear out{.out_features = rows, .in_features = columns};
+  Result<Linear> MakeLinear(CudaOp op, const std::string& name, int32_t rows, int32_t columns, bool bias, bool fp8) {
+    Linear out{.op = op, .out_features = rows, .in_features = columns};
     out.fp8 = fp8 && HoldsFp8(rows, columns);
     auto count = static_cast<size_t>(rows) * static_cast<size_t>(columns);
     ASSIGN_OR_RETURN(out.weights, Allocate(count * (out.fp8 ? sizeof(cuda::Fp8) : sizeof(Bf16))));
@@ -326,9 +329,10 @@ Result<void> CudaLlama::Tune(CudaStream& stream, int32_t tokens) {
 
 Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, const cuda::Rows& x, int32_t tokens,
                                           void* out, bool out_f32) {
-  if (w.skinny != nullptr && tokens <= cuda::kSkinnyTokensMax) {
+  const bool runs = Runs(w.op);
+  if (runs && RunsOwn(w, tokens)) {
     w.skinny->Run(queue, x, tokens, out, out_f32);
-  } else {
+  } else if (runs) {
     LtOperands operands{.w = w.weights.data(), .x = w.fp8 ? static_cast<const void*>(x.fp8) : x.bf16, .out = out};
     RETURN_IF_ERROR(
         cublaslt_->Multiply(queue.stream, {tokens, w.out_features, w.in_features, w.fp8, out_f32}, operands));
@@ -337,15 +341,29 @@ Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, c
   cuda::Factors factors;
   if (w.fp8) factors = {w.scales.as<float>(), x.scales};
   if (w.bias.size() == 0) return factors;
-  cuda::AddBias(queue, static_cast<Bf16*>(out), factors, w.bias.as<float>(), tokens, w.out_features);
+  if (runs) cuda::AddBias(queue, static_cast<Bf16*>(out), factors, w.bias.as<float>(), tokens, w.out_features);
   return cuda::Factors{};
+}
+
+Result<CudaLinearForm> CudaLlama::FormOf(CudaOp op, int32_t tokens) {
+  const Layer& layer = layers_[0];
+  const Linear* const all[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down, &lm_head_};
+  const auto* found = std::ranges::find(all, op, [](const Linear* w) { return w->op; });
+  CHECK(found != std::end(all));
+  const Linear& w = **found;
+  CudaLinearForm form{w.out_features, w.in_features, w.fp8, "own"};
+  if (RunsOwn(w, tokens)) return form;
+  ASSIGN_OR_RETURN(LtChoice choice,
+                   cublaslt_->ChoiceOf({tokens, w.out_features, w.in_features, w.fp8, &w == &lm_head_}));
+  form.kernel = fmt::format("cuBLASLt {} of {}", choice.index + 1, choice.count);
+  return form;
 }
 
 void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::Factors& qkv, const cuda::KvLayout& kv,
                        const CudaAttentionScratch& scratch, int32_t layer) {
   const float* rotations = rope_.as<float>() + int64_t{2} * config_.head_dim * rotated_further_;
   const cuda::RopeTableView rope{rotations, config_.rope_interleaved};
-  if (batch.context_items_max > 0 || !decode_attention_serves_)
+  if (Runs(CudaOp::kRope) && (batch.context_items_max > 0 || !decode_attention_serves_))
     cuda::RopeAndStoreKv(queue, qkv_.as<Bf16>(), qkv, rope, config_.num_attention_heads, batch.slots, batch.positions,
                          batch.tokens, kv, layer);
   cuda::AttentionArguments a;
@@ -359,7 +377,7 @@ void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::F
   a.partial_ml = scratch.partial_ml.as<float>();
   a.arrived = scratch.arrived.as<uint32_t>();
   a.chunks_max = scratch.chunks_max;
-  if (batch.context_items_max > 0) {
+  if (Runs(CudaOp::kContextAttention) && batch.context_items_max > 0) {
     a.items = batch.context_items;
     a.item_count = batch.context_item_count;
     a.items_max = batch.context_items_max;
@@ -369,7 +387,7 @@ void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::F
       cuda::ContextAttention(queue, a, kv, layer);
     }
   }
-  if (batch.generation_items_max > 0) {
+  if (Runs(CudaOp::kGenerationAttention) && batch.generation_items_max > 0) {
     a.items = batch.generation_items;
     a.item_count = batch.generation_item_count;
     a.items_max = batch.generation_items_max;
@@ -386,7 +404,7 @@ Result<void> CudaLlama::Output(cuda::Queue& queue, const Linear& o, const Bf16* 
   cuda::Rows input{.bf16 = const_cast<Bf16*>(attention)};
   if (o.fp8) {
     input = attention_codes_.rows(true);
-    cuda::Quantize(queue, input, attention, tokens, o.in_features);
+    if (Runs(CudaOp::kQuantize)) cuda::Quantize(queue, input, attention, tokens, o.in_features);
   }
   ASSIGN_OR_RETURN(delta, Multiply(queue, o, input, tokens, delta_.data(), false));
   return {};
@@ -394,10 +412,11 @@ Result<void> CudaLlama::Output(cuda::Queue& queue, const Linear& o, const Bf16* 
 
 Result<void> CudaLlama::Mlp(cuda::Queue& queue, const Layer& layer, float* x, int32_t tokens, cuda::Factors& delta) {
   cuda::Rows h = h_.rows(layer.gate_up.fp8), mlp = mlp_.rows(layer.down.fp8);
-  cuda::AddRmsNorm(queue, h, x, delta_.as<Bf16>(), delta, layer.mlp_norm.as<float>(), config_.rms_norm_eps, tokens,
-                   config_.hidden_size);
+  if (Runs(CudaOp::kNorm))
+    cuda::AddRmsNorm(queue, h, x, delta_.as<Bf16>(), delta, layer.mlp_norm.as<float>(), config_.rms_norm_eps, tokens,
+                     config_.hidden_size);
   ASSIGN_OR_RETURN(cuda::Factors gate_up, Multiply(queue, layer.gate_up, h, tokens, gate_up_.data(), false));
-  cuda::SwiGlu(queue, mlp, gate_up_.as<Bf16>(), gate_up, tokens, config_.intermediate_size);
+  if (Runs(CudaOp::kSwiGlu)) cuda::SwiGlu(queue, mlp, gate_up_.as<Bf16>(), gate_up, tokens, config_.intermediate_size);
   ASSIGN_OR_RETURN(delta, Multiply(queue, layer.down, mlp, tokens, delta_.data(), false));
   return {};
 }
@@ -410,28 +429,32 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
   auto* x = x_.as<float>();
   auto* attention = attention_.as<Bf16>();
   cuda::Factors delta;
-  cuda::EmbeddingLookup(queue, x, embedding_.as<Bf16>(), batch.source, batch.last_tokens, tokens, c.hidden_size);
+  if (Runs(CudaOp::kEmbedding))
+    cuda::EmbeddingLookup(queue, x, embedding_.as<Bf16>(), batch.source, batch.last_tokens, tokens, c.hidden_size);
   for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
     const Layer& layer = layers_[static_cast<size_t>(i)];
     cuda::Rows h = h_.rows(layer.qkv.fp8);
-    cuda::AddRmsNorm(queue, h, x, i == 0 ? nullptr : delta_.as<Bf16>(), delta, layer.attention_norm.as<float>(),
-                     c.rms_norm_eps, tokens, c.hidden_size);
+    if (Runs(CudaOp::kNorm))
+      cuda::AddRmsNorm(queue, h, x, i == 0 ? nullptr : delta_.as<Bf16>(), delta, layer.attention_norm.as<float>(),
+                       c.rms_norm_eps, tokens, c.hidden_size);
     ASSIGN_OR_RETURN(cuda::Factors qkv, Multiply(queue, layer.qkv, h, tokens, qkv_.data(), false));
     Attend(queue, batch, qkv, kv, scratch, i);
     // After the last layer's cache is written, only rows with an output matter.
     if (i + 1 == c.num_hidden_layers && batch.output_tokens != nullptr) {
       tokens = batch.outputs;
       if (tokens == 0) return {};
-      cuda::GatherRows(queue, x_kept_.as<float>(), x, c.hidden_size, attention_kept_.as<Bf16>(), attention,
-                       c.num_attention_heads * c.head_dim, batch.output_tokens, tokens);
+      if (!only_)
+        cuda::GatherRows(queue, x_kept_.as<float>(), x, c.hidden_size, attention_kept_.as<Bf16>(), attention,
+                         c.num_attention_heads * c.head_dim, batch.output_tokens, tokens);
       x = x_kept_.as<float>();
       attention = attention_kept_.as<Bf16>();
     }
     RETURN_IF_ERROR(Output(queue, layer.o, attention, tokens, delta));
     RETURN_IF_ERROR(Mlp(queue, layer, x, tokens, delta));
   }
-  cuda::AddRmsNorm(queue, h_.rows(false), x, delta_.as<Bf16>(), delta, final_norm_.as<float>(), c.rms_norm_eps, tokens,
-                   c.hidden_size);
+  if (Runs(CudaOp::kNorm))
+    cuda::AddRmsNorm(queue, h_.rows(false), x, delta_.as<Bf16>(), delta, final_norm_.as<float>(), c.rms_norm_eps,
+                     tokens, c.hidden_size);
   return {};
 }
 

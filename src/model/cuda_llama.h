@@ -12,6 +12,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,29 @@ struct CudaBatch {
   int32_t context_items_max = 0, generation_items_max = 0;  // 0: none of the kind
 };
 
+// The ops of a step, in the order in which a layer meets them.
+enum class CudaOp : uint8_t {
+  kEmbedding,
+  kNorm,  // with the residual's sum before it
+  kQkv,
+  kRope,  // and the cache's write
+  kContextAttention,
+  kGenerationAttention,
+  kQuantize,  // attention's output, for o in e4m3
+  kO,
+  kGateUp,
+  kSwiGlu,
+  kDown,
+  kHead,
+};
+
+// A linear as it runs for some number of tokens.
+struct CudaLinearForm {
+  int32_t out_features = 0, in_features = 0;
+  bool fp8 = false;
+  std::string kernel;  // "own", "cuBLASLt 2 of 8"
+};
+
 // Scratch that generation attention shares between layers, sized by the backend's slots.
 struct CudaAttentionScratch {
   DeviceBuffer partial, partial_ml, arrived;
@@ -76,6 +100,10 @@ class CudaLlama {
   // Chooses how linears of this many tokens run, by time on this device; none under kSkinnyTokensMax. Before the first
   // capture: it waits.
   Result<void> Tune(CudaStream& stream, int32_t tokens);
+  // What the linear `op` of the first layer, or the head, runs for this many tokens. REQUIRES: a linear.
+  Result<CudaLinearForm> FormOf(CudaOp op, int32_t tokens);
+  // Forward and Head queue this op alone from now on, with what its buffers hold; nullopt: all. For timing one by one.
+  void Only(std::optional<CudaOp> op) { only_ = op; }
   // A planted error, for tests that must notice it: from now on a token is rotated as if it stood `tokens` further, and
   // stored where it stands.
   void RotateFurther(int32_t tokens) { rotated_further_ = tokens; }
@@ -92,6 +120,7 @@ class CudaLlama {
 
  private:
   struct Linear {
+    CudaOp op = CudaOp::kHead;
     int32_t out_features = 0, in_features = 0;
     bool fp8 = false;
     DeviceBuffer weights, scales, bias;
@@ -117,6 +146,10 @@ class CudaLlama {
     if (!fp8) return {.bf16 = reinterpret_cast<cuda::Bf16*>(values)};
     return {.fp8 = reinterpret_cast<cuda::Fp8*>(values), .scales = scales.as<float>()};
   }
+  static bool RunsOwn(const Linear& w, int32_t tokens) {
+    return w.skinny != nullptr && tokens <= cuda::kSkinnyTokensMax;
+  }
+  bool Runs(CudaOp op) const { return !only_ || *only_ == op; }
   Result<void> Allocate();
   Result<void> UploadRope();
   // What the output still lacks; nothing in bf16, with a bias or in f32.
@@ -140,6 +173,7 @@ class CudaLlama {
   std::vector<Layer> layers_;
   cuda::DecodeAttention decode_attention_;
   cuda::ClusterAttention cluster_attention_;
+  std::optional<CudaOp> only_;
   int32_t rotated_further_ = 0;
   bool decode_attention_serves_ = false, cluster_attention_serves_ = false;
   size_t weight_bytes_ = 0, activation_bytes_ = 0;

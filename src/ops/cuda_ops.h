@@ -271,6 +271,11 @@ void Sample(Queue& queue, const SamplingArguments& a, int32_t rows);
 // Adds to a cleared row of counts: the tokens of a prompt, then generated ones.
 void CountTokens(Queue& queue, uint16_t* counts, const int32_t* tokens, int32_t prompt_tokens, int32_t all_tokens);
 
+// --- What the device can do (read_limit.cu) ---
+
+// Reads `bytes` (a multiple of 16) and adds all their 32-bit words to *sum.
+void ReadAll(Queue& queue, uint32_t* sum, const void* data, size_t bytes);
+
 // --- Weights at start (elementwise.cu) ---
 
 // The packing kBF16 of ops/linear.h (groups of 16 rows, columns in pairs) as plain rows.

@@ -291,6 +291,16 @@ TEST_F(CudaOps, QuantizedRowsComeBackWithinARoundingAndZerosStayZero) {
   }
 }
 
+TEST_F(CudaOps, ReadingReadsEveryWordOnce) {
+  // Not a multiple of what a CTA reads at once.
+  std::vector<uint32_t> words(400'004);
+  uint32_t want = 5;
+  for (uint32_t& word : words) want += word = static_cast<uint32_t>(random_());
+  DeviceBuffer data = Upload(words), sum = Upload(std::vector<uint32_t>{5});
+  cuda::ReadAll(queue_, sum.as<uint32_t>(), data.data(), words.size() * sizeof(uint32_t));
+  EXPECT_EQ(Download<uint32_t>(sum).at(0), want);
+}
+
 TEST_F(CudaOps, ArgMaxTakesTheLowestOfEqualsAndRefusesWhatIsNotFinite) {
   constexpr int32_t kRows = 6;
   for (size_t vocab : {1003, 1004}) {  // loads of one logit and of four

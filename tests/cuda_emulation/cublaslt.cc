@@ -62,6 +62,10 @@ Result<void> CublasLt::Tune(CudaStream&, const LtShape&, std::span<const void* c
   return {};
 }
 
+Result<LtChoice> CublasLt::ChoiceOf(const LtShape&) {
+  return LtChoice{0, 1};
+}
+
 Result<void> CublasLt::Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands) {
   if (shape.fp8 && (shape.n % 16 != 0 || shape.k % 16 != 0))
     return Error(Code::kUnsupported, "e4m3 needs multiples of 16");

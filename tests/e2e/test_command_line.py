@@ -11,11 +11,12 @@ import unittest
 
 PROGRAM = os.environ["EKIBEN_PROGRAM"]
 MODEL = os.environ["EKIBEN_TEST_MODEL"]
+EMULATED = pathlib.Path(PROGRAM).parent / "tests" / "cuda_emulation" / "ekiben_emulated"  # the same on an emulated GPU
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
 
 
-def ekiben(*args, stdin="", env=None, timeout=300):
-    return subprocess.run([PROGRAM, *map(str, args)], input=stdin, capture_output=True, text=True, timeout=timeout,
+def ekiben(*args, stdin="", env=None, timeout=300, program=PROGRAM):
+    return subprocess.run([program, *map(str, args)], input=stdin, capture_output=True, text=True, timeout=timeout,
                           env={**os.environ, **(env or {})})
 
 
@@ -182,6 +183,24 @@ class CommandLine(unittest.TestCase):
         run = ekiben("check", model, "--against", model, "--dtype", "bf16", "--max_kl", "1e-9", "--json", env=env)
         self.assertEqual(run.returncode, 1, run.stderr)
         self.assertFalse(json.loads(run.stdout)["ok"])
+
+    @unittest.skipUnless(EMULATED.exists(), "not built with the emulated device")
+    def test_check_and_kernels_on_an_emulated_gpu(self):
+        env = {"EKIBEN_CACHE": str(self.folder / "cache")}
+        model = GOLDEN / "tiny_llama3"
+        for dtype, code in (("bf16", 0), ("fp8", 1)):  # two random layers are further apart in e4m3 than 2e-2
+            run = ekiben("check", model, "--against", model, "--device", "cuda", "--dtype", dtype, "--json", env=env,
+                         program=EMULATED)
+            self.assertEqual(run.returncode, code, run.stderr)
+            self.assertLess(json.loads(run.stdout)["mean_kl"], 5e-2)
+        run = ekiben("kernels", model, "--device", "cuda", "--tokens", 2, "--kv_tokens", 40, "--max_batch_size", 2, "--json",
+                     env=env, program=EMULATED)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        result = json.loads(run.stdout)
+        self.assertEqual(set(result["peaks"]), {"bf16_operations_per_s", "fp8_operations_per_s", "read_bytes_per_s"})
+        rows = {row["op"]: row for row in result["ops"]}
+        self.assertEqual(rows["gate_up"]["bytes"], 2 * (384 * 128 + 2 * 128 + 2 * 384))
+        self.assertEqual(rows["gate_up"]["kernel"], "own")
 
     def test_an_engine_for_another_device(self):
         engine = self.folder / "for_cuda"

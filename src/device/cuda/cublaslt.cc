@@ -188,6 +188,11 @@ Result<void> CublasLt::Tune(CudaStream& stream, const LtShape& shape, std::span<
   return {};
 }
 
+Result<LtChoice> CublasLt::ChoiceOf(const LtShape& shape) {
+  ASSIGN_OR_RETURN(const Plan* plan, Find(shape));
+  return LtChoice{plan->choice, plan->count};
+}
+
 Result<void> CublasLt::Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands) {
   ASSIGN_OR_RETURN(const Plan* plan, Find(shape));
   return Run(stream, *plan, plan->choice, operands);

@@ -32,6 +32,11 @@ struct LtOperands {
   void* out = nullptr;
 };
 
+// Which of cuBLASLt's candidates a shape runs with.
+struct LtChoice {
+  size_t index = 0, count = 0;
+};
+
 class CublasLt {
  public:
   // Errors: the library is not there, or is of another major version.
@@ -42,6 +47,8 @@ class CublasLt {
   // and keeps the fastest. Waits for the device. operands.out is overwritten. Errors: no candidate for the shape.
   Result<void> Tune(CudaStream& stream, const LtShape& shape, std::span<const void* const> weights,
                     LtOperands operands);
+  // What Multiply runs for the shape.
+  Result<LtChoice> ChoiceOf(const LtShape& shape);
   // Queues one product on `stream`.
   Result<void> Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands);
 
