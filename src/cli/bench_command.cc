@@ -81,6 +81,9 @@ void AddBenchCommand(CLI::App& app, Outcome& outcome) {
                           "Draw each prompt's length evenly from here to prompt_tokens; 0: all of one length"));
   add(command->add_option("--output_tokens", b.output_tokens, "max_tokens of each request"));
   add(command->add_option("--shared_prefix_tokens", b.shared_prefix_tokens, "First tokens that all prompts share"));
+  command->add_flag("--steady_start", b.steady_start,
+                    "Each user's first request begins somewhere in its answer, the part before in its prompt: a short "
+                    "window then sees lengths as spread as after many requests");
   command->add_option("--prompts_file", b.prompts_file, "JSONL of prompts or messages instead of random words");
   command->add_flag("--ignore_eos", b.ignore_eos, "Ask for exactly output_tokens and count other lengths");
   add(command->add_option("--temperature", b.temperature, "Of every request"));

@@ -40,6 +40,7 @@ struct BenchConfig {
   double pause_s = 1;  // between levels, for the server to end what was cut off
   int32_t prompt_tokens = 100, output_tokens = 64, shared_prefix_tokens = 0;
   int32_t prompt_tokens_min = 0;  // above 0: lengths are drawn evenly from here to prompt_tokens
+  bool steady_start = false;      // first requests begin somewhere in their answers (prompts.h)
   std::string prompts_file;       // JSONL; replaces random words
   std::optional<uint64_t> seed;   // nullopt: drawn from the wall clock, so that a second run repeats no prompt
   bool ignore_eos = false;        // ask for exactly output_tokens and count answers of another length

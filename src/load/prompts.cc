@@ -144,6 +144,12 @@ Prompt PromptSource::Fill(uint32_t level, uint32_t user, uint32_t number, std::s
       auto lengths = static_cast<uint64_t>(options_.prompt_tokens - options_.prompt_tokens_min + 1);
       prompt.tokens = options_.prompt_tokens_min + static_cast<int32_t>((draw * lengths) >> 32);
     }
+    if (options_.steady_start && number == 0) {
+      uint64_t draw = Philox4x32({UINT32_MAX, number, user, level}, key)[1];
+      auto generated = static_cast<int32_t>((draw * static_cast<uint64_t>(options_.output_tokens)) >> 32);
+      prompt.tokens += generated;
+      prompt.max_tokens -= generated;
+    }
     scratch.clear();
     AppendWords(prompt.tokens, level, user, number, scratch);
     prompt.text = scratch;

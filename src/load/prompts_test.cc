@@ -74,6 +74,31 @@ TEST(Prompts, HaveLengthsDrawnEvenly) {
   EXPECT_EQ(PromptSource::Create(options, ToyCount).error().field(), "prompt_tokens_min");
 }
 
+TEST(Prompts, OfASteadyStartBeginInTheMiddleOfTheirAnswers) {
+  PromptOptions options;
+  options.prompt_tokens = 40;
+  options.output_tokens = 60;
+  options.steady_start = true;
+  auto source = *PromptSource::Create(options, ToyCount);
+  std::string scratch;
+  double sum = 0;
+  int32_t least = 1000, most = 0;
+  for (uint32_t user = 0; user < 2000; ++user) {
+    Prompt first = source->Fill(0, user, 0, scratch);
+    EXPECT_EQ(*ToyCount(first.text), first.tokens);
+    EXPECT_EQ(first.tokens + first.max_tokens, 100);
+    sum += first.tokens;
+    least = std::min(least, first.tokens);
+    most = std::max(most, first.tokens);
+    Prompt second = source->Fill(0, user, 1, scratch);
+    EXPECT_EQ(second.tokens, 40);
+    EXPECT_EQ(second.max_tokens, 60);
+  }
+  EXPECT_EQ(least, 40);
+  EXPECT_EQ(most, 99) << "at least one token is generated";
+  EXPECT_NEAR(sum / 2000, 40 + 29.5, 2);
+}
+
 TEST(Prompts, RepeatUnderOneSeedOnly) {
   PromptOptions options;
   auto a = *PromptSource::Create(options, nullptr), b = *PromptSource::Create(options, nullptr);

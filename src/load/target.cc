@@ -114,6 +114,7 @@ Result<void> Target::Prepare() {
   PromptOptions options;
   options.prompt_tokens = config.prompt_tokens;
   options.prompt_tokens_min = config.prompt_tokens_min;
+  options.steady_start = config.steady_start;
   options.shared_prefix_tokens = config.shared_prefix_tokens;
   options.output_tokens = config.output_tokens;
   options.seed = seed;
@@ -161,6 +162,7 @@ json::object Target::ConfigJson() const {
   out["timeout_s"] = config.timeout_s;
   out["prompt_tokens"] = config.prompt_tokens;
   if (config.prompt_tokens_min > 0) out["prompt_tokens_min"] = config.prompt_tokens_min;
+  if (config.steady_start) out["steady_start"] = true;
   out["output_tokens"] = config.output_tokens;
   out["shared_prefix_tokens"] = config.shared_prefix_tokens;
   out["prompts_file"] = config.prompts_file;
