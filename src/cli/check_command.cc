@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cstdio>
+#include <random>
 #include <thread>
 
 #include "backend/cpu_backend.h"
@@ -105,10 +106,42 @@ Result<SequenceLogits> OpenCuda(const Engine& engine, const CheckOptions& option
                          .chunk = options.chunk});
 }
 
+Result<SequenceLogits> OpenChecked(const Engine& engine, const CheckOptions& options) {
+  return options.source.device == "cuda" ? OpenCuda(engine, options) : OpenCpu(engine, options);
+}
+
+// Where nothing was recorded: the same checkpoint as float32 on the CPU, over sequences of random tokens.
+Result<GoldenComparison> CheckAgainstCpu(const Engine& engine, const CheckOptions& options) {
+  constexpr int kSequences = 3;
+  constexpr int32_t kTokens = 128;
+  EngineSource source = options.source;
+  source.device = "cpu";
+  source.build.dtype = "f32";
+  source.build.multiple_profiles = false;
+  source.build.gemm_plugin = "auto";
+  auto opened = OpenEngineSource(source);
+  if (!opened.ok()) return std::move(opened).error().Within("against cpu needs the checkpoint, to build it as f32");
+  ASSIGN_OR_RETURN(SequenceLogits reference_of, OpenCpu(opened->engine, options));
+  ASSIGN_OR_RETURN(SequenceLogits logits_of, OpenChecked(engine, options));
+  GoldenComparison out;
+  std::mt19937 random(1);
+  const auto vocab = static_cast<size_t>(engine.model.vocab_size);
+  for (int i = 0; i < kSequences; ++i) {
+    std::vector<int32_t> tokens(static_cast<size_t>(std::min(kTokens, engine.build.max_seq_len)));
+    for (int32_t& token : tokens) token = static_cast<int32_t>(random() % vocab);
+    ASSIGN_OR_RETURN(std::vector<float> reference, reference_of(tokens));
+    ASSIGN_OR_RETURN(std::vector<float> logits, logits_of(tokens));
+    for (size_t at = 0; at < reference.size(); at += vocab)
+      out.comparison.Add(std::span(reference).subspan(at, vocab), std::span(logits).subspan(at, vocab));
+    ++out.files;
+  }
+  return out;
+}
+
 Result<GoldenComparison> CheckAll(const Engine& engine, const CheckOptions& options) {
+  if (options.against == "cpu") return CheckAgainstCpu(engine, options);
   ASSIGN_OR_RETURN(std::vector<GoldenFile> files, OpenGoldenFiles(options.against));
-  ASSIGN_OR_RETURN(SequenceLogits logits_of,
-                   options.source.device == "cuda" ? OpenCuda(engine, options) : OpenCpu(engine, options));
+  ASSIGN_OR_RETURN(SequenceLogits logits_of, OpenChecked(engine, options));
   GoldenComparison out;
   for (const GoldenFile& golden : files) {
     if (golden.vocab_size != engine.model.vocab_size || std::ssize(golden.token_ids) > engine.build.max_seq_len)
@@ -157,6 +190,7 @@ Result<int> Run(const CheckOptions& options) {
                      {"positions", c.positions()},
                      {"max_difference", c.max_difference()},
                      {"mean_difference", c.mean_difference()},
+                     {"relative_error", c.relative_error()},
                      {"mean_kl", c.mean_kl()},
                      {"max_kl", c.max_kl()},
                      {"top1_agreement", c.top1_agreement()},
@@ -169,9 +203,10 @@ Result<int> Run(const CheckOptions& options) {
   } else {
     fmt::print("{} ({}, {}) against {}: {} prompts\n{}\n", opened.model_name, engine.build.dtype, device,
                options.against, result.files, c.Describe());
-    fmt::print("greedy tokens equal up to the first difference: {} of {}; whole on {} of {} prompts\n",
-               result.greedy_equal, result.greedy_total, result.files_equal, result.files);
-    if (result.files_equal < result.files)
+    if (result.greedy_total > 0)
+      fmt::print("greedy tokens equal up to the first difference: {} of {}; whole on {} of {} prompts\n",
+                 result.greedy_equal, result.greedy_total, result.files_equal, result.files);
+    if (result.greedy_equal < result.greedy_total)
       fmt::print("where a text first differs, the reference's best two logits are at most {:.3g} apart\n",
                  result.tie_max);
     std::string limits;
@@ -189,7 +224,7 @@ void AddCheckCommand(CLI::App& app, Outcome& outcome) {
   auto options = std::make_shared<CheckOptions>();
   options->source.takes_text = false;
   CLI::App* command =
-      app.add_subcommand("check", "Compare a model's logits with recorded ones; exit code 1 when apart");
+      app.add_subcommand("check", "Compare a model's logits with recorded ones or the CPU's; exit code 1 when apart");
   AddModel(*command, options->source)->required();
   AddEngineOptions(*command, options->source);
   command->add_option("--device", options->source.device, "cpu; or cuda: one Hopper GPU")
@@ -198,7 +233,11 @@ void AddCheckCommand(CLI::App& app, Outcome& outcome) {
   command->add_option("--kv_cache_dtype", options->kv_cache_dtype, "On cuda: auto (bf16), bf16 or fp8")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "bf16", "fp8"}));
-  command->add_option("--against", options->against, "A .golden file, or a folder of them")->required();
+  command
+      ->add_option(
+          "--against", options->against,
+          "A .golden file, a folder of them, or cpu: the same checkpoint as f32 on the CPU, over random tokens")
+      ->required();
   command->add_option("--threads", options->threads, "Compute threads; 0: one for each core")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));

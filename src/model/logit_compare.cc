@@ -29,6 +29,8 @@ void LogitComparison::AddDifference(float reference, float candidate) {
   if (std::isnan(difference)) difference = std::numeric_limits<double>::infinity();
   max_difference_ = std::max(max_difference_, difference);
   difference_sum_ += difference;
+  difference_squares_ += difference * difference;
+  reference_squares_ += double{reference} * reference;
   ++values_;
   int bin = 0;
   double edge = 1e-7;
@@ -80,11 +82,16 @@ void LogitComparison::AddTop(std::span<const int32_t> ids, std::span<const float
   AddKl(kl);
 }
 
+double LogitComparison::relative_error() const {
+  return reference_squares_ > 0 ? std::sqrt(difference_squares_ / reference_squares_) : 0;
+}
+
 std::string LogitComparison::Describe() const {
   std::string out = fmt::format(
-      "positions {}, values {}: max |difference| {:.3g}, mean {:.3g}; KL mean {:.3g}, max {:.3g}; top-1 agreement "
-      "{:.2f} %\n|difference|",
-      positions_, values_, max_difference(), mean_difference(), mean_kl(), max_kl(), 100 * top1_agreement());
+      "positions {}, values {}: max |difference| {:.3g}, mean {:.3g}, relative {:.3g}; KL mean {:.3g}, max {:.3g}; "
+      "top-1 agreement {:.2f} %\n|difference|",
+      positions_, values_, max_difference(), mean_difference(), relative_error(), mean_kl(), max_kl(),
+      100 * top1_agreement());
   for (int bin = 0; bin < kBins; ++bin) {
     const char* form = bin == 0 ? " <1e{}: {}" : " 1e{}: {}";
     out += fmt::format(fmt::runtime(form), bin == 0 ? -7 : bin - 8, histogram_[static_cast<size_t>(bin)]);

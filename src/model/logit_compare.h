@@ -29,6 +29,8 @@ class LogitComparison {
   int64_t positions() const { return positions_; }
   double max_difference() const { return max_difference_; }
   double mean_difference() const { return values_ > 0 ? difference_sum_ / static_cast<double>(values_) : 0; }
+  // ||candidate - reference|| / ||reference|| over all values: of nearly flat logits, whose KL says little.
+  double relative_error() const;
   double mean_kl() const { return positions_ > 0 ? kl_sum_ / static_cast<double>(positions_) : 0; }
   double max_kl() const { return kl_max_; }
   double top1_agreement() const {
@@ -45,7 +47,8 @@ class LogitComparison {
   void AddKl(double kl);
 
   int64_t positions_ = 0, values_ = 0, top1_agree_ = 0;
-  double max_difference_ = 0, difference_sum_ = 0, kl_sum_ = 0, kl_max_ = 0, rest_sum_ = 0;
+  double max_difference_ = 0, difference_sum_ = 0, difference_squares_ = 0, reference_squares_ = 0, kl_sum_ = 0,
+         kl_max_ = 0, rest_sum_ = 0;
   std::array<int64_t, kBins> histogram_{};
 };
 

@@ -22,6 +22,8 @@ TEST(LogitComparison, IsZeroForEqualLogitsAndForAShift) {
   EXPECT_EQ(equal.top1_agreement(), 1);
   EXPECT_EQ(equal.histogram()[0], 4);
   EXPECT_EQ(shift.max_difference(), 1);
+  EXPECT_EQ(equal.relative_error(), 0);
+  EXPECT_NEAR(shift.relative_error(), std::sqrt(4.0 / 30), 1e-12);
   EXPECT_NEAR(shift.mean_kl(), 0, 1e-12);
   EXPECT_EQ(shift.histogram()[8], 4);
 }

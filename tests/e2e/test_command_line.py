@@ -193,6 +193,13 @@ class CommandLine(unittest.TestCase):
                          program=EMULATED)
             self.assertEqual(run.returncode, code, run.stderr)
             self.assertLess(json.loads(run.stdout)["mean_kl"], 5e-2)
+        run = ekiben("check", model, "--against", "cpu", "--device", "cuda", env=env, program=EMULATED)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertRegex(run.stdout, r"against cpu: 3 prompts\npositions 384, (.|\n)*PASS")
+        engine = self.folder / "no_checkpoint"
+        ekiben("build", MODEL, "-o", engine, "--device", "cuda", "--dtype", "bf16")
+        self.assert_refused(ekiben("check", engine, "--against", "cpu", "--device", "cuda", env=env, program=EMULATED),
+                            "against cpu needs the checkpoint")
         run = ekiben("kernels", model, "--device", "cuda", "--tokens", 2, "--kv_tokens", 40, "--max_batch_size", 2, "--json",
                      env=env, program=EMULATED)
         self.assertEqual(run.returncode, 0, run.stderr)
