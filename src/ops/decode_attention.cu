@@ -1,8 +1,10 @@
 // Generation over the paged cache for the shape that matters most: head_dim 128, four query heads a KV head, blocks of
 // 64 tokens (Llama-3-8B, Mistral-7B). GenerationAttention (paged_attention.cu) serves every other shape.
 //
-// The four query heads of a group are rows of one tensor-core tile, so keys and values are read once. Blocks arrive
-// through the bulk copy engine. Work items (sequence, KV head, chunk of `split` tokens) are dealt round-robin to
+// The four query heads of a group are columns of one tensor-core tile, so keys and values are read once; tokens and, in
+// the weighted sum, dimensions are its rows, which it has more of: half the instructions and registers of the other way
+// round, for one transposed register of weights each eight tokens. Blocks arrive through the bulk copy engine. Work
+// items (sequence, KV head, chunk of `split` tokens) are dealt round-robin to
 // persistent CTAs; a producer warp runs ahead of the consumers across item borders. Consumers hand an item's sums,
 // through one of two buffers, to one of four finishing warps and go on: the merge's round trips to global memory stand
 // neither between two items nor, up to four deep, behind one another. Chunks are merged, in chunk order, by the warp
@@ -14,7 +16,7 @@
 // written by earlier steps, and arrives while the kernels upstream still run (`early`).
 //
 // A cache of e4m3 is multiplied as f16, which holds its values: half the bytes, the same tensor instructions, and a
-// conversion of each pair of elements in between.
+// conversion of each pair of elements in between, of which most of what a consumer does then consists.
 //
 // Slots of a block past a sequence's length may hold anything, NaN included: their scores and value rows are masked.
 // Measured ladder: docs/gpu.md. Long on purpose: one kernel read in order.
@@ -370,106 +372,110 @@ __global__ void __launch_bounds__(kThreads, 1)
     int tokens = tokens_next;
     tokens_next = tokens_of(i + gridDim.x);
     int count = (tokens + kPage - 1) / kPage;
-    uint32_t qa[8][2];
+    uint32_t q[8][2];
     BarrierWait(ready + 8 * (turn & 3), turn >> 2 & 1);
-    const uint32_t* q = queries + (turn & 3) * kQueryWords + (g < kGroup ? g * 64 : 0);
+    const uint32_t* head = queries + (turn & 3) * kQueryWords + (g < kGroup ? g * 64 : 0);
 #pragma unroll
-    for (int s = 0; s < 8; ++s) {
+    for (int step = 0; step < 8; ++step) {
       // e4m3 arrives as 4 neighbouring elements a thread, so K's order within 16 is permuted; queries follow it.
-      int low = kFp8 ? s * 8 + 2 * t : s * 8 + t, high = kFp8 ? low + 1 : low + 4;
-      qa[s][0] = g < kGroup ? q[low] : 0;
-      qa[s][1] = g < kGroup ? q[high] : 0;
+      int low = kFp8 ? step * 8 + 2 * t : step * 8 + t, high = kFp8 ? low + 1 : low + 4;
+      q[step][0] = g < kGroup ? head[low] : 0;
+      q[step][1] = g < kGroup ? head[high] : 0;
     }
-    float maximum = -INFINITY, sum = 0;
-    float o[16][4];
-#pragma unroll
-    for (int n = 0; n < 16; ++n) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0;
+    float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};  // of heads 2t and 2t + 1
+    float o[8][4] = {};  // [16 dimensions][dimension g: heads 2t, 2t + 1; dimension g + 8: the same]
     for (int j = 0; j < count; ++j) {
       int left = tokens - j * kPage - sub * 16;  // valid tokens from this warp's first on
       // Every warp waits for and releases every stage, its own or not: a warp that skipped one could be a lap off,
       // where the parity of the barrier means the wrong fill.
       BarrierWait(full + 8 * stage, parity);
-      if (j % kPhases == phase) {
+      if (j % kPhases == phase && left > 0) {
         uint32_t k_tile = ring + stage * kStageBytes, v_tile = k_tile + kTile;
-        if (left > 0) {
-          float s[2][4] = {};
+        const int row = sub * 16 + ((lane / 8) & 1) * 8 + lane % 8;
+        float part[2][4] = {};
+#pragma unroll
+        for (int step = 0; step < 8; step += kFp8 ? 2 : 1) {
+          uint32_t r[4];
+          LoadMatrices(r, PageAddress(k_tile, row, (kFp8 ? step + lane / 16 : 2 * step + lane / 16) * 16));
           if constexpr (kFp8) {
-            int row = sub * 16 + ((lane / 8) & 1) * 8 + lane % 8;
 #pragma unroll
-            for (int step = 0; step < 8; step += 2) {
-              uint32_t r[4];
-              LoadMatrices(r, PageAddress(k_tile, row, (step + lane / 16) * 16));
-#pragma unroll
-              for (int h = 0; h < 4; ++h) {
-                MultiplyHeads<true>(s[h % 2], qa[step + h / 2][0], qa[step + h / 2][1], HalfFromFp8x2(r[h] & 0xFFFF),
-                                    HalfFromFp8x2(r[h] >> 16));
-              }
+            for (int h = 0; h < 2; ++h) {
+              uint32_t k[4];
+              HalvesFromFp8x4(r[2 * h], k[0], k[2]);
+              HalvesFromFp8x4(r[2 * h + 1], k[1], k[3]);
+              Multiply<true>(part[h], k, q[step + h][0], q[step + h][1]);
             }
           } else {
-            int row = sub * 16 + (lane / 16) * 8 + lane % 8;
+            Multiply<false>(part[step % 2], r, q[step][0], q[step][1]);
+          }
+        }
+        // Scores of tokens g (heads 2t, 2t + 1) and g + 8.
+        float x[4];
 #pragma unroll
-            for (int step = 0; step < 8; ++step) {
-              uint32_t r[4];
-              LoadMatrices(r, PageAddress(k_tile, row, (2 * step + ((lane / 8) & 1)) * 16));
-              MultiplyHeads<false>(s[0], qa[step][0], qa[step][1], r[0], r[1]);
-              MultiplyHeads<false>(s[1], qa[step][0], qa[step][1], r[2], r[3]);
+        for (int i = 0; i < 4; ++i) x[i] = (part[0][i] + part[1][i]) * p.scale_log2;
+        const bool tail = left < 16;
+        if (tail) {
+          if (g >= left) x[0] = x[1] = -INFINITY;
+          if (g + 8 >= left) x[2] = x[3] = -INFINITY;
+        }
+        float raised[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          raised[h] = fmaxf(x[h], x[h + 2]);
+          for (int lanes = 4; lanes < 32; lanes *= 2)
+            raised[h] = fmaxf(raised[h], __shfl_xor_sync(~0u, raised[h], lanes));
+          raised[h] = fmaxf(raised[h], maximum[h]);
+        }
+        // Sums are of the greatest score so far, which soon rises no more.
+        if (__any_sync(~0u, raised[0] > maximum[0] || raised[1] > maximum[1])) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            float shrink = Exp2(maximum[h] - raised[h]);
+            maximum[h] = raised[h];
+            sum[h] *= shrink;
+#pragma unroll
+            for (int c = 0; c < 8; ++c) {
+              o[c][h] *= shrink;
+              o[c][h + 2] *= shrink;
             }
           }
-          // Scores of head g, tokens 2t, 2t+1 (s[0]) and 8+2t, 9+2t (s[1]).
-          float x[4] = {s[0][0] * p.scale_log2, s[0][1] * p.scale_log2, s[1][0] * p.scale_log2, s[1][1] * p.scale_log2};
-          bool tail = left < 16;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = Exp2(x[i] - maximum[i % 2]);
+        sum[0] += x[0] + x[2];
+        sum[1] += x[1] + x[3];
+        // As tokens 2t, 2t + 1 of head g, and 2t + 8, 2t + 9.
+        const uint32_t weights[2] = {TransposeMatrix(kFp8 ? PackHalf2(x[0], x[1]) : Pack2(x[0], x[1])),
+                                     TransposeMatrix(kFp8 ? PackHalf2(x[2], x[3]) : Pack2(x[2], x[3]))};
+        uint32_t keep[2] = {~0u, ~0u};
+        if (tail) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            int token = 2 * t + 8 * h;
+            keep[h] = (token < left ? 0xFFFFu : 0) | (token + 1 < left ? 0xFFFF0000u : 0);
+          }
+        }
+        const int v_row = kFp8 ? row : sub * 16 + (lane / 16) * 8 + lane % 8;
+#pragma unroll
+        for (int c = 0; c < 8; c += kFp8 ? 2 : 1) {
+          uint32_t r[4];
+          LoadMatricesTransposed(r, PageAddress(v_tile, v_row, (kFp8 ? c + lane / 16 : 2 * c + ((lane / 8) & 1)) * 16));
           if (tail) {
-            if (2 * t >= left) x[0] = -INFINITY;
-            if (2 * t + 1 >= left) x[1] = -INFINITY;
-            if (2 * t + 8 >= left) x[2] = -INFINITY;
-            if (2 * t + 9 >= left) x[3] = -INFINITY;
-          }
-          float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
-          top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-          top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-          float raised = fmaxf(maximum, top);
-          float shrink = Exp2(maximum - raised);
-          maximum = raised;
 #pragma unroll
-          for (float& value : x) value = Exp2(value - raised);
-          sum = sum * shrink + (x[0] + x[1] + x[2] + x[3]);
-#pragma unroll
-          for (int n = 0; n < 16; ++n) {
-            o[n][0] *= shrink;
-            o[n][1] *= shrink;
+            for (int i = 0; i < 4; ++i) r[i] &= keep[kFp8 ? i % 2 : i / 2];
           }
-          uint32_t p0 = kFp8 ? PackHalf2(x[0], x[1]) : Pack2(x[0], x[1]);
-          uint32_t p1 = kFp8 ? PackHalf2(x[2], x[3]) : Pack2(x[2], x[3]);
-          uint32_t keep0 = ~0u, keep1 = ~0u;
-          if (tail) {
-            keep0 = (2 * t < left ? 0xFFFFu : 0) | (2 * t + 1 < left ? 0xFFFF0000u : 0);
-            keep1 = (2 * t + 8 < left ? 0xFFFFu : 0) | (2 * t + 9 < left ? 0xFFFF0000u : 0);
-          }
-          int v_row = sub * 16 + ((lane / 8) & 1) * 8 + lane % 8;
+          if constexpr (kFp8) {
 #pragma unroll
-          for (int c = 0; c < (kFp8 ? 8 : 16); c += 2) {
-            uint32_t r[4];
-            LoadMatricesTransposed(r, PageAddress(v_tile, v_row, (c + lane / 16) * 16));
-            if (tail) {
-              r[0] &= keep0;
-              r[1] &= keep1;
-              r[2] &= keep0;
-              r[3] &= keep1;
+            for (int h = 0; h < 2; ++h) {
+              // Bytes (k0 d0)(k0 d1)(k1 d0)(k1 d1) become pairs of tokens, of d0 in the low half, of d1 in the high:
+              // rows g and g + 8 are dimensions 2g and 2g + 1.
+              uint32_t v[4];
+              HalvesFromFp8x4(__byte_perm(r[2 * h], 0, 0x3120), v[0], v[1]);
+              HalvesFromFp8x4(__byte_perm(r[2 * h + 1], 0, 0x3120), v[2], v[3]);
+              Multiply<true>(o[c + h], v, weights[0], weights[1]);
             }
-            if constexpr (kFp8) {
-#pragma unroll
-              for (int h = 0; h < 2; ++h) {
-                // Bytes (k0 d0)(k0 d1)(k1 d0)(k1 d1) become pairs of tokens, of d0 in the low half, of d1 in the high.
-                uint32_t first = __byte_perm(r[2 * h], 0, 0x3120), second = __byte_perm(r[2 * h + 1], 0, 0x3120);
-                MultiplyHeads<true>(o[2 * (c + h)], p0, p1, HalfFromFp8x2(first & 0xFFFF),
-                                    HalfFromFp8x2(second & 0xFFFF));
-                MultiplyHeads<true>(o[2 * (c + h) + 1], p0, p1, HalfFromFp8x2(first >> 16),
-                                    HalfFromFp8x2(second >> 16));
-              }
-            } else {
-              MultiplyHeads<false>(o[c], p0, p1, r[0], r[1]);
-              MultiplyHeads<false>(o[c + 1], p0, p1, r[2], r[3]);
-            }
+          } else {
+            Multiply<false>(o[c], r, weights[0], weights[1]);
           }
         }
       }
@@ -480,23 +486,28 @@ __global__ void __launch_bounds__(kThreads, 1)
         parity ^= 1;
       }
     }
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      for (int lanes = 4; lanes < 32; lanes *= 2) sum[h] += __shfl_xor_sync(~0u, sum[h], lanes);
+    }
     int buffer = turn & 1;
     if (turn >= 2) BarrierWait(taken + 8 * ((turn - 2) & 3), ((turn - 2) >> 2) & 1);
-    if (g < kGroup) {
-      float* mine = merge + ((buffer * kWarps + warp) * kGroup + g) * kHeadDim;
-      if constexpr (kFp8) {
+    if (2 * t < kGroup) {
+      const int first_head = (buffer * kWarps + warp) * kGroup + 2 * t;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float* mine = merge + (first_head + h) * kHeadDim;
 #pragma unroll
         for (int c = 0; c < 8; ++c) {
-          *reinterpret_cast<float4*>(mine + c * 16 + 4 * t) =
-              make_float4(o[2 * c][0], o[2 * c + 1][0], o[2 * c][1], o[2 * c + 1][1]);
+          if constexpr (kFp8) {
+            *reinterpret_cast<float2*>(mine + c * 16 + 2 * g) = make_float2(o[c][h], o[c][h + 2]);
+          } else {
+            mine[c * 16 + g] = o[c][h];
+            mine[c * 16 + g + 8] = o[c][h + 2];
+          }
         }
-      } else {
-#pragma unroll
-        for (int n = 0; n < 16; ++n) *reinterpret_cast<float2*>(mine + n * 8 + 2 * t) = make_float2(o[n][0], o[n][1]);
+        if (g == 0) merge_ml[first_head + h] = make_float2(maximum[h], sum[h]);
       }
-      if (t == 0) merge_ml[(buffer * kWarps + warp) * kGroup + g] = make_float2(maximum, sum);
     }
     BarrierArrive(handed + 8 * (turn & 3));
     ++turn;

@@ -44,6 +44,14 @@ __device__ __forceinline__ uint32_t HalfFromFp8x2(uint32_t two_codes) {
   asm("{\n.reg .b16 low;\ncvt.u16.u32 low, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}" : "=r"(result) : "r"(two_codes));
   return result;
 }
+// Four codes, the first two in `low`. (Both halves of a register are a conversion's input as they are: half the
+// instructions of HalfFromFp8x2 twice.)
+__device__ __forceinline__ void HalvesFromFp8x4(uint32_t four_codes, uint32_t& low, uint32_t& high) {
+  asm("{\n.reg .b16 first, second;\nmov.b32 {first, second}, %2;\ncvt.rn.f16x2.e4m3x2 %0, first;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, second;\n}"
+      : "=r"(low), "=r"(high)
+      : "r"(four_codes));
+}
 // Two codes' values, the first in x.
 __device__ __forceinline__ float2 FloatsFromFp8x2(uint32_t two_codes) {
   float2 result;
@@ -225,6 +233,12 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_
                : "r"(address)
                : "memory");
 }
+// A matrix of 8 x 8 elements of 16 bits as LoadMatrices leaves one, transposed.
+__device__ __forceinline__ uint32_t TransposeMatrix(uint32_t r) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(r));
+  return transposed;
+}
 // c[16][8] += a[16][16] * b[16][8] in f16 or bf16.
 template <bool kHalf>
 __device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -238,21 +252,6 @@ __device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], 
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-}
-// The same with rows 8 to 15 of a zero.
-template <bool kHalf>
-__device__ __forceinline__ void MultiplyHeads(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
-  if constexpr (kHalf) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
   }
 }
 

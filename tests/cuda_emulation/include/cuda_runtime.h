@@ -199,6 +199,14 @@ template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
   return ekiben::emulation::ShuffleFrom(value, lane);
 }
+inline bool __any_sync(unsigned, bool value) {
+  ekiben::emulation::MeetWarp(&value, [](void* const* all) {
+    bool any = false;
+    for (int i = 0; i < 32; ++i) any = any || *static_cast<bool*>(all[i]);
+    for (int i = 0; i < 32; ++i) *static_cast<bool*>(all[i]) = any;
+  });
+  return value;
+}
 inline unsigned __match_any_sync(unsigned, int value) {
   struct Match {
     int value;

@@ -68,6 +68,10 @@ inline uint32_t PackFp8x2(float low, float high) {
 inline uint32_t HalfFromFp8x2(uint32_t two_codes) {
   return PackHalf2(FromFp8(two_codes & 0xFF), FromFp8(two_codes >> 8 & 0xFF));
 }
+inline void HalvesFromFp8x4(uint32_t four_codes, uint32_t& low, uint32_t& high) {
+  low = HalfFromFp8x2(four_codes & 0xFFFF);
+  high = HalfFromFp8x2(four_codes >> 16);
+}
 inline float2 FloatsFromFp8x2(uint32_t two_codes) {
   return make_float2(FromFp8(two_codes & 0xFF), FromFp8(two_codes >> 8 & 0xFF));
 }
@@ -251,6 +255,24 @@ inline void LoadMatricesTransposed(uint32_t (&r)[4], uint32_t address) {
   emulation::MeetWarp(&mine, LoadAllMatrices<true>);
 }
 
+struct Transposed {
+  uint32_t from, to;
+};
+inline void TransposeAll(void* const* all) {
+  auto lane = [&](int row, int column) -> Transposed& { return *static_cast<Transposed*>(all[4 * row + column / 2]); };
+  for (int row = 0; row < 8; ++row) {
+    for (int column = 0; column < 8; column += 2) {
+      auto element = [&](int r, int c) { return lane(r, c).from >> (16 * (c % 2)) & 0xFFFF; };
+      lane(row, column).to = element(column, row) | element(column + 1, row) << 16;
+    }
+  }
+}
+inline uint32_t TransposeMatrix(uint32_t r) {
+  Transposed mine{r, 0};
+  emulation::MeetWarp(&mine, TransposeAll);
+  return mine.to;
+}
+
 struct Multiplied {
   float* c;
   std::array<uint32_t, 4> a;
@@ -282,11 +304,6 @@ void MultiplyAll(void* const* all) {
 template <bool kHalf>
 inline void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Multiplied mine{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
-  emulation::MeetWarp(&mine, MultiplyAll<kHalf>);
-}
-template <bool kHalf>
-inline void MultiplyHeads(float (&c)[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
-  Multiplied mine{c, {a0, 0, a2, 0}, {b0, b1}};
   emulation::MeetWarp(&mine, MultiplyAll<kHalf>);
 }
 
