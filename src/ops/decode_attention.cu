@@ -4,11 +4,11 @@
 // The four query heads of a group are columns of one tensor-core tile, so keys and values are read once; tokens and, in
 // the weighted sum, dimensions are its rows, which it has more of: half the instructions and registers of the other way
 // round, for one transposed register of weights each eight tokens. Blocks arrive through the bulk copy engine. Work
-// items (sequence, KV head, chunk of `split` tokens) are dealt round-robin to
-// persistent CTAs; a producer warp runs ahead of the consumers across item borders. Consumers hand an item's sums,
-// through one of two buffers, to one of four finishing warps and go on: the merge's round trips to global memory stand
-// neither between two items nor, up to four deep, behind one another. Chunks are merged, in chunk order, by the warp
-// that arrives last. The split is a constant, so a sequence's result does not depend on its neighbours.
+// items (sequence, KV head, chunk of `split` tokens) are dealt round-robin to persistent CTAs; a producer warp runs
+// ahead of the consumers across item borders. Consumers hand an item's sums, through one of two buffers, to one of four
+// finishing warps and go on: the merge's round trips to global memory stand neither between two items nor, up to four
+// deep, behind one another. Chunks are merged, in chunk order, by the warp that arrives last. The split is a constant,
+// so a sequence's result does not depend on its neighbours.
 //
 // The step's own token is here too, so that no kernel stands between the qkv linear and this one: the finishing warp of
 // an item rotates its queries for the consumers and, when the item is its sequence's last, rotates and stores the
