@@ -34,9 +34,9 @@ struct BackendInfo {
   int32_t blocks = 0;       // KV pool
   int32_t tickets_max = 1;  // 1: steps do not overlap; 2: step n+1 may be launched before n finished
   int64_t kv_bytes_per_token = 0;
-  // Measured at start, ascending; empty: not known. And what attention of one context token to one key adds.
-  std::vector<StepCost> step_costs;
-  double context_pair_nanos = 0;
+  // Measured at start; empty: not known.
+  std::vector<StepCost> step_costs;  // ascending in tokens
+  AttentionCosts attention_costs;
 };
 
 // One line of the memory table that is printed at start.

@@ -9,6 +9,7 @@
 #include <set>
 #include <thread>
 
+#include "backend/attention_costs.h"
 #include "backend/cuda_memory.h"
 #include "backend/cuda_sampling.h"
 #include "backend/cuda_step.h"
@@ -25,6 +26,7 @@ namespace {
 
 constexpr int32_t kTicketsMax = 2;
 constexpr int kSamplingThreadsMax = 8;
+constexpr int32_t kStairsFrom = 64, kCostTokensMax = 2048;  // tokens; more cost in proportion
 // Graphs of the shapes that are not sparse are made for so long before ready; the rest in idle gaps.
 constexpr Nanos kCaptureTimeMax = std::chrono::milliseconds(1500);
 
@@ -79,7 +81,6 @@ class CudaBackend final : public Backend {
   Result<void> WarmUp();
   Result<void> WarmUpShapes();
   Result<void> MeasureCosts();
-  Result<void> MeasurePairCost();
   Result<void> Capture(size_t shape);
   Result<void> Pad(const CudaStepLayout& layout);
   CudaStepLayout LayoutOf(const CudaStepShape& shape) const;
@@ -158,7 +159,8 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   RETURN_IF_ERROR(out->AllocateCache(model));
   out->item_shape_ = out->model_->item_shape(out->attention_);  // now with what suits the cache
   RETURN_IF_ERROR(out->WarmUp());
-  RETURN_IF_ERROR(out->MeasurePairCost());
+  ASSIGN_OR_RETURN(out->info_.attention_costs, MeasureAttention(*out, out->info_.step_costs));
+  out->slots_[0] = {};
   out->info_.name = "cuda";
   out->info_.description = fmt::format("{}, driver {}.{}, graphs of {} of {} shapes of steps, attention {}",
                                        device.name, device.driver_version / 1000, device.driver_version % 1000 / 10,
@@ -337,14 +339,18 @@ Result<void> CudaBackend::WarmUpShapes() {
   return CudaStatus(queue_.error, "warming up");
 }
 
-// What steps of some sizes take without attention: the planner's measure of context.
+// What steps of some sizes take without attention: the planner's measure of context. Every size where sizes are cut
+// finely beside generation, and where what cuBLASLt's kernels take goes up in stairs; a line stands for the others.
 Result<void> CudaBackend::MeasureCosts() {
   Flight& flight = flights_[0];
   for (const CudaStepShape& shape : shapes_.all()) {
-    if (!shape.context || !shape.sparse) continue;
+    const bool stairs = shape.tokens >= kStairsFrom && shape.tokens <= kCudaTunedTokensMax;
+    if (!shape.context || !(shape.sparse || stairs) || shape.tokens > kCostTokensMax) continue;
     if (!info_.step_costs.empty() && info_.step_costs.back().tokens == shape.tokens) continue;
     CudaStepLayout layout = LayoutOf(shape);
     RETURN_IF_ERROR(Pad(layout));
+    // Behind a step that has the device busy, so that starting kernel by kernel does not count.
+    if (stairs) RETURN_IF_ERROR(RunShape(shape, layout));
     RETURN_IF_ERROR(stream_.Record(flight.begin));
     RETURN_IF_ERROR(RunShape(shape, layout));
     RETURN_IF_ERROR(stream_.Record(flight.end));
@@ -352,32 +358,6 @@ Result<void> CudaBackend::MeasureCosts() {
     ASSIGN_OR_RETURN(Nanos time, flight.end.Since(flight.begin));
     info_.step_costs.push_back({shape.tokens, time});
   }
-  return {};
-}
-
-// The last tokens of a long prompt, against garbage in the blocks of an empty cache: what is over the linears' time.
-Result<void> CudaBackend::MeasurePairCost() {
-  constexpr int32_t kChunk = 512, kLong = 4096;
-  int32_t end = std::min(config_.max_seq_len, kLong), tokens = std::min({kChunk, config_.max_num_tokens, end / 2});
-  if (tokens < 2) return {};
-  Request request;
-  request.prompt.assign(static_cast<size_t>(end), 0);
-  request.sampling.temperature = 0;
-  BindSlot({.slot = {0}, .sequence = {1}, .request = &request});
-  StepPlan plan({.rows = 1, .tokens = tokens, .table_edits = blocks_per_slot_, .copies = 0});
-  for (int32_t i = 0; i < CeilDiv(end, config_.tokens_per_block); ++i) plan.AddTableEdit({0}, i, {i});
-  auto chunk = std::span(request.prompt).last(static_cast<size_t>(tokens));
-  plan.AddContextRow({1}, {0}, end - tokens, chunk, OutputKind::kSample);
-  Nanos best = Nanos::max();
-  for (int round = 0; round < 3; ++round) {
-    ASSIGN_OR_RETURN(Ticket ticket, Launch(plan));
-    ASSIGN_OR_RETURN(StepResult result, Finish(ticket));
-    best = std::min(best, result.device_time);
-  }
-  double linears = StepCosts(info_.step_costs, 0).Linears(tokens);
-  double attention = static_cast<double>(best.count()) - linears;
-  info_.context_pair_nanos = std::max(0.0, attention / ContextPairs(end - tokens, tokens));
-  slots_[0] = {};
   return {};
 }
 

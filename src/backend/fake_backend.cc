@@ -115,6 +115,9 @@ FakeBackend::FakeBackend(FakeBackendOptions options) : options_(std::move(option
   if (o.knows_step_costs) {
     for (int32_t tokens : {1, o.max_num_tokens + 1})
       info_.step_costs.push_back({tokens, o.step_time + o.step_time_per_token * tokens});
+    for (int32_t tokens = o.context_tile; o.tile_nanos_a_key > 0 && tokens <= o.max_num_tokens;
+         tokens += o.context_tile)
+      info_.attention_costs.chunks.push_back({tokens, o.tile_nanos_a_key * tokens / o.context_tile});
   }
   auto rows = static_cast<size_t>(o.max_batch_size);
   kv_.assign(static_cast<size_t>(o.blocks) * static_cast<size_t>(o.tokens_per_block), kUnwritten);
@@ -255,8 +258,19 @@ Result<Ticket> FakeBackend::Launch(const StepPlan& plan) {
   for (const Flight& other : flights_) {
     if (other.used && &other != &flight) begins = std::max(begins, other.ends);
   }
-  flight.ends = begins + options_.step_time + options_.step_time_per_token * plan.token_count();
+  flight.ends = begins + TimeOf(plan);
   return Ticket{next_ticket_++};
+}
+
+Nanos FakeBackend::TimeOf(const StepPlan& plan) const {
+  double attention = 0;
+  for (const PlanRow& row : plan.rows()) {
+    if (row.token_offset < 0) continue;
+    attention += options_.tile_nanos_a_key * CeilDiv(row.token_count, options_.context_tile) *
+                 (row.position + (row.token_count + 1) / 2.0);
+  }
+  return options_.step_time + options_.step_time_per_token * plan.token_count() +
+         Nanos(static_cast<int64_t>(attention));
 }
 
 void FakeBackend::WaitUntil(Nanos end) {
@@ -340,7 +354,7 @@ Result<StepResult> FakeBackend::Finish(Ticket ticket) {
   flight.used = false;
   return StepResult{.ticket = ticket,
                     .rows = results_,
-                    .device_time = options_.step_time + options_.step_time_per_token * flight.plan.token_count(),
+                    .device_time = TimeOf(flight.plan),
                     .tokens_padded = RoundUp(flight.plan.token_count(), options_.pads_to) - flight.plan.token_count()};
 }
 

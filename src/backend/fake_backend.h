@@ -34,9 +34,12 @@ struct FakeBackendOptions {
   int32_t tickets_max = 1;
   int32_t attention_window = 0;  // 0: all; else a token sees that many positions, its own included
 
-  // What a step takes: base + a token. With `fake_clock` Finish advances it to the step's end; otherwise, when
+  // What a step takes: base + a token + for each context row so much for each key that its middle token sees, times the
+  // row's tiles of `context_tile` tokens. With `fake_clock` Finish advances it to the step's end; otherwise, when
   // `real_time`, Finish sleeps until then; otherwise a step takes no time.
   Nanos step_time{}, step_time_per_token{};
+  int32_t context_tile = 1;
+  double tile_nanos_a_key = 0;
   bool knows_step_costs = false;  // says so in info()
   int32_t pads_to = 1;            // steps come in multiples of so many tokens
   int32_t idle_work = 0;          // calls of UseIdleTime that find something to do
@@ -84,6 +87,7 @@ class FakeBackend final : public Backend {
   void RunRow(const StepPlan& plan, const PlanRow& row, RowResult& result, size_t row_index);
   uint64_t PrefixAt(const Slot& slot, int32_t position);
   TokenId* Cell(const Slot& slot, int32_t position);
+  Nanos TimeOf(const StepPlan& plan) const;
   void WaitUntil(Nanos end);
 
   const FakeBackendOptions options_;

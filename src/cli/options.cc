@@ -118,7 +118,7 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   add(app.add_option(
       "--itl_budget_ms", o.itl_budget_ms,
       "Bound of a step's time while something generates, kept by cutting context: milliseconds; off; "
-      "auto: on cuda 1.5 to 1.9 steps of generation alone, where its steps' costs are known, off on a CPU"));
+      "auto: on cuda 1.5 to 1.85 steps of generation alone, where its steps' costs are known, off on a CPU"));
   app.add_option(
          "--step_timeout_s", o.step_timeout_s,
          "A step that takes longer is a device fault: its requests fail, serve ends with exit code 1; 0: never; "

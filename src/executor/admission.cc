@@ -192,7 +192,7 @@ void ExecutorLoop::Act() {
   Flight& flight = NextFlight();
   flight.rows.clear();
   flight.number = ++launches_;
-  flight.pairs = 0;
+  flight.context = {};
   PauseSequences();
   for (const auto& context : decision_.contexts) {
     if (context.admitted) StartSequence(SequenceOf(context));
@@ -324,7 +324,7 @@ void ExecutorLoop::AddContextRow(Sequence& sequence, int32_t token_count) {
                       tokens.subspan(static_cast<size_t>(position), static_cast<size_t>(token_count)), output);
   Flight& flight = NextFlight();
   flight.rows.push_back({sequence.slot, sequence.id, position, token_count, samples});
-  flight.pairs += ContextPairs(position, token_count);
+  flight.context = costs_.With(flight.context, position, token_count);
   sequence.cached = end;
   sequence.samples_in_flight += samples;
   sequence.last_ticket = flight.number;

@@ -33,7 +33,7 @@ ExecutorLoop::Outcome ExecutorLoop::FinishOldest() {
   }
   newest_begin_ = now_;
   if (context_tokens == 0) generation_step_time_ = result->device_time;
-  costs_.Observe(generation_rows, context_tokens, flight.pairs, result->device_time);
+  costs_.Observe(generation_rows, flight.context, result->device_time);
   CountStep(flight, *result);
   counters_.steps.fetch_add(1, std::memory_order_relaxed);
   counters_.context_tokens.fetch_add(static_cast<uint64_t>(context_tokens), std::memory_order_relaxed);

@@ -302,7 +302,7 @@ std::string RunLong(Backend& backend, const Options& options) {
     Submit(*executor, RandomRequest(backend, options.sampling, id++, 30 + random() % 121, 1400, random), user);
   }
   std::this_thread::sleep_for(std::chrono::seconds(2));
-  std::vector<double> firsts, during;
+  std::vector<double> firsts, during, ratios;
   std::deque<User> prompts(kLongPrompts);
   for (User& user : prompts) {
     Nanos begin = clock.Now();
@@ -313,8 +313,14 @@ std::string RunLong(Backend& backend, const Options& options) {
     while (user.first_ms() == 0 && !user.failed()) std::this_thread::sleep_for(std::chrono::microseconds(200));
     Nanos end = clock.Now();
     firsts.push_back(user.first_ms());
-    std::vector<double> unused;
-    for (User& stream : streams) stream.Collect(unused, during, begin, end);
+    // Beside it, and in the half second before: the streams' own steps get longer as they go on.
+    std::vector<double> unused, beside, before;
+    for (User& stream : streams) {
+      stream.Collect(unused, beside, begin, end);
+      stream.Collect(unused, before, begin - std::chrono::milliseconds(500), begin);
+    }
+    ratios.push_back(Quantile(beside, 0.99) / Median(before));
+    during.insert(during.end(), beside.begin(), beside.end());
     std::this_thread::sleep_for(std::chrono::seconds(1));
   }
   std::vector<double> first, gaps;
@@ -323,15 +329,15 @@ std::string RunLong(Backend& backend, const Options& options) {
   executor->Shutdown();
   fmt::print(
       "prompts of {} among {} streams: first token p50 {:.1f} max {:.1f} ms; between tokens p50 {:.2f} ms of all, "
-      "while "
-      "a context runs p50 {:.2f} p99 {:.2f} max {:.2f} ms\n",
+      "while a context runs p50 {:.2f} p99 {:.2f} max {:.2f} ms; p99 over the p50 of the half second before {:.2f}\n",
       options.long_tokens, options.streams, Median(firsts), Quantile(firsts, 1), Median(gaps), Median(during),
-      Quantile(during, 0.99), Quantile(during, 1));
+      Quantile(during, 0.99), Quantile(during, 1), fmt::join(ratios, " "));
   return fmt::format(
       "{{\"kind\": \"long\", \"prompt_tokens\": {}, \"streams\": {}, \"first_token_ms\": [{:.1f}], \"gap_ms_p50\": "
-      "{:.3f}, \"gap_ms_p50_during\": {:.3f}, \"gap_ms_p99_during\": {:.3f}, \"gap_ms_max_during\": {:.3f}, {}}}",
+      "{:.3f}, \"gap_ms_p50_during\": {:.3f}, \"gap_ms_p99_during\": {:.3f}, \"gap_ms_max_during\": {:.3f}, "
+      "\"gap_ratio\": [{:.3f}], {}}}",
       options.long_tokens, options.streams, fmt::join(firsts, ", "), Median(gaps), Median(during),
-      Quantile(during, 0.99), Quantile(during, 1), ExecutorFields(stats));
+      Quantile(during, 0.99), Quantile(during, 1), fmt::join(ratios, ", "), ExecutorFields(stats));
 }
 
 std::string RunUsers(Backend& backend, int32_t users, const Options& options) {
@@ -462,8 +468,12 @@ int Main(int argc, char** argv) {
                     batch, options.context, t.wall_ms, t.device_ms, t.launch_us, t.context_ms));
   }
   for (const StepCost& cost : parts.backend->info().step_costs)
-    rows.push_back(fmt::format("{{\"kind\": \"cost\", \"tokens\": {}, \"ms\": {:.4f}, \"pair_ns\": {:.4f}}}",
-                               cost.tokens, Ms(cost.time), parts.backend->info().context_pair_nanos));
+    rows.push_back(fmt::format("{{\"kind\": \"cost\", \"tokens\": {}, \"ms\": {:.4f}}}", cost.tokens, Ms(cost.time)));
+  const AttentionCosts& attention = parts.backend->info().attention_costs;
+  for (const ChunkCost& cost : attention.chunks)
+    rows.push_back(fmt::format(
+        "{{\"kind\": \"attention_cost\", \"tokens\": {}, \"us_a_1000_keys\": {:.2f}, \"us_a_step\": {:.1f}}}",
+        cost.tokens, cost.nanos_a_key, attention.nanos_a_step * 1e-3));
   for (int32_t users : options.users) rows.push_back(RunUsers(*parts.backend, users, options));
   if (options.long_tokens > 0) rows.push_back(RunLong(*parts.backend, options));
   std::ofstream file(options.out);

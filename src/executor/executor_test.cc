@@ -566,6 +566,46 @@ TEST(Executor, ABoundOnStepsCutsContextAndNobodyStarves) {
   }
 }
 
+// Context costs as on a GPU: tiles of 256 tokens, each of them walks all keys. 8,000 tokens among 16 streams: known
+// from the first step on, so no step is over the bound of 1.85 generation steps, and steps are as full as it lets them
+// be.
+TEST(Executor, StairsThatWereMeasuredKeepEveryStepWithinItsBound) {
+  FakeBackendOptions options;
+  options.max_seq_len = 8192;
+  options.blocks = 2048;
+  options.knows_step_costs = true;
+  options.step_time = milliseconds(5);
+  options.step_time_per_token = microseconds(15);
+  options.context_tile = 256;
+  options.tile_nanos_a_key = 300;
+  for (int32_t tickets : {1, 2}) {
+    options.tickets_max = tickets;
+    ExecutorConfig config;
+    config.itl_budget = ExecutorConfig::kItlAuto;
+    Harness h(options, config);
+    for (uint64_t id = 1; id <= 16; ++id)
+      ASSERT_TRUE(h.executor->Submit(MakeRequest(id, Tokens(8), 400), &h.sink).ok());
+    for (int i = 0; i < 20; ++i) h.executor->Step();
+    auto late = MakeRequest(99, Tokens(8000, 3), 4);
+    late->arrival = h.clock.Now();
+    ASSERT_TRUE(h.executor->Submit(late, &h.sink).ok());
+    Nanos longest{};
+    int steps = 0;
+    for (; steps < 100 && h.sink.stream(99).tokens.empty(); ++steps) {
+      Nanos begin = h.clock.Now();
+      h.executor->Step();
+      if (tickets == 1) longest = std::max(longest, h.clock.Now() - begin);
+    }
+    EXPECT_FALSE(h.sink.stream(99).tokens.empty());
+    EXPECT_LE(longest, microseconds(9694)) << "1.85 times 5.24 ms";
+    // 256 tokens fit up to 2,000 keys (5.24 + 3.84 + 0.6 ms), 140 of them at the end.
+    EXPECT_LE(steps, 60);
+    EXPECT_EQ(h.executor->stats().steps_over_budget, 0u);
+    h.Run();
+    h.ExpectOracle(*late);
+  }
+}
+
 TEST(Executor, StepsAreCountedByTheShareOfTheirPadding) {
   FakeBackendOptions options;
   options.pads_to = 8;

@@ -83,7 +83,7 @@ ExecutorLoop::ExecutorLoop(Backend& backend, const ExecutorConfig& config, const
       plan_(CapacityFor(backend.info(), config)),
       decision_(config.max_batch_size),
       costs_(backend.info().step_costs.empty() ? config.step_costs : backend.info().step_costs,
-             backend.info().context_pair_nanos),
+             backend.info().attention_costs),
       // The window, the block begun before it, one a step in flight delays, and the largest chunk.
       window_blocks_max_(BlocksFor(limits_.attention_window) + BlocksFor(config.max_num_tokens) + 3) {
   auto slots = static_cast<size_t>(config.max_batch_size);

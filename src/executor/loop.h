@@ -64,8 +64,8 @@ class ExecutorLoop final : public Executor, private WaitingViews {
     Ticket ticket;
     uint64_t number = 0;  // of launches
     std::vector<Row> rows;
-    size_t context_rows = 0;    // the first ones
-    double pairs = 0;           // of context tokens and the keys they see
+    size_t context_rows = 0;  // the first ones
+    ContextWork context;
     double nanos_max = 0;       // planned for; infinity: no bound
     BlockLease lease;           // blocks of sequences that ended while it was in flight, and sources of its copies
     std::vector<SlotId> slots;  // the same for slots

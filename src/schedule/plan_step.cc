@@ -45,8 +45,7 @@ class Planner {
   int32_t kept_;                   // running_[0, kept_) go on
   int32_t blocks_to_promise_ = 0;  // for sequences that start now
   int32_t tokens_left_, rows_left_;
-  int32_t context_tokens_ = 0;  // planned
-  double context_pairs_ = 0;
+  ContextWork context_;  // planned
 };
 
 bool Planner::KeepRunning() {
@@ -101,7 +100,7 @@ int32_t Planner::Chunk(const SequenceView& view, int32_t tokens_max) const {
 int32_t Planner::ContextLeft(const SequenceView& view) const {
   int32_t wanted = std::min(tokens_left_, view.tokens_left);
   auto rows = static_cast<int32_t>(out_.generations.size());
-  int32_t in_time = limits_.context.TokensAt(view.tokens_cached, wanted, rows, context_tokens_, context_pairs_);
+  int32_t in_time = limits_.context.TokensAt(view.tokens_cached, wanted, rows, context_);
   if (out_.contexts.empty())
     in_time = std::max(in_time, limits_.enable_chunked_context ? std::min(unit(), tokens_left_) : wanted);
   return in_time == wanted ? tokens_left_ : std::min(in_time, tokens_left_);
@@ -109,8 +108,7 @@ int32_t Planner::ContextLeft(const SequenceView& view) const {
 
 void Planner::Spend(const SequenceView& view, int32_t tokens) {
   tokens_left_ -= tokens;
-  context_tokens_ += tokens;
-  context_pairs_ += ContextPairs(view.tokens_cached, tokens);
+  if (limits_.context.costs != nullptr) context_ = limits_.context.costs->With(context_, view.tokens_cached, tokens);
 }
 
 int32_t Planner::FirstShare(const SequenceView& view) const {

@@ -56,7 +56,7 @@ std::string Plan(std::vector<SequenceView> running, std::vector<SequenceView> wa
 // A step of 10 tokens takes 10 ms, every other one more 1 ms more; keys are free.
 const StepCosts& OneMsAToken() {
   static const StepCost table[] = {{10, std::chrono::milliseconds(10)}, {110, std::chrono::milliseconds(110)}};
-  static const StepCosts costs(table, 0);
+  static const StepCosts costs(table);
   return costs;
 }
 
