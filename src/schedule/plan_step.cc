@@ -37,6 +37,7 @@ class Planner {
   int32_t ContextLeft(const SequenceView& view) const;
   void Spend(const SequenceView& view, int32_t tokens);
   int32_t FirstShare(const SequenceView& view) const;
+  int32_t BlocksToGrow() const;
   bool IsBeingComputed(const SequenceView& view) const;
 
   const std::span<const SequenceView> running_;
@@ -111,6 +112,13 @@ void Planner::Spend(const SequenceView& view, int32_t tokens) {
   if (limits_.context.costs != nullptr) context_ = limits_.context.costs->With(context_, view.tokens_cached, tokens);
 }
 
+// kMaxUtilization: a block for everyone who runs. Without, whoever starts takes the last free block, is the first to be
+// paused a few steps later, and its context is computed over and over.
+int32_t Planner::BlocksToGrow() const {
+  auto admitted = std::ranges::count_if(out_.contexts, &StepDecision::Context::admitted);
+  return kept_ + static_cast<int32_t>(admitted);
+}
+
 int32_t Planner::FirstShare(const SequenceView& view) const {
   return std::min(view.tokens_left, unit() - view.tokens_cached % unit());
 }
@@ -157,13 +165,13 @@ void Planner::Admit(WaitingViews& waiting) {
     if (IsBeingComputed(*view)) continue;
     bool is_long = view->tokens_left > limits_.tokens_per_block;
     if (is_long && long_starts == 0) return;
-    int32_t need = no_evict() ? view->blocks_to_end : view->blocks_context;
+    int32_t need = no_evict() ? view->blocks_to_end : view->blocks_context + BlocksToGrow();
     if (need > blocks_to_promise_ || view->entries_reused > entries) return;
     int32_t left = ContextLeft(*view);
     int32_t take = Chunk(*view, equal_progress() ? std::min(left, FirstShare(*view)) : left);
     if (take == 0 && !static_batch()) return;
     if (take == 0) tokens_left_ = 0;
-    blocks_to_promise_ -= need;
+    blocks_to_promise_ -= no_evict() ? need : view->blocks_context;
     entries -= view->entries_reused;
     Spend(*view, take);
     --slots;

@@ -3,9 +3,10 @@
 //
 // Two stages, as TensorRT-LLM's capacityScheduler and microBatchScheduler:
 //   capacity    whose KV fits. kGuaranteedNoEvict keeps blocks back for every admitted sequence up to its end, so none
-//               is ever paused. kMaxUtilization keeps back the next step only; when that does not fit it pauses the
-//               sequence started last (its KV is dropped and computed again later). The one started first is never
-//               paused, so there is always progress.
+//               is ever paused. kMaxUtilization keeps back the next step only, and whoever starts must leave a block
+//               for each that runs; when the next step does not fit it pauses the sequence started last (its KV is
+//               dropped and computed again later). The one started first is never paused, so there is always
+//               progress.
 //   micro-batch which of them fit max_batch_size rows and max_num_tokens tokens. Generation rows are served first,
 //               because someone is reading already; contexts share what is left, in chunks, as far as the step's time
 //               allows (context_budget.h), but at least a block of one.

@@ -184,8 +184,21 @@ TEST(Capacity, NoEvictKeepsBlocksForEveryoneToTheEnd) {
 TEST(Capacity, MaxUtilizationKeepsOnlyTheNextStep) {
   StepLimits limits = Limits();
   limits.capacity = CapacityPolicy::kMaxUtilization;
-  limits.blocks_available = 2;
+  limits.blocks_available = 3;
   EXPECT_EQ(Plan({Generation(16, 1, 50)}, {Context(16, 1, 60)}, limits), "w0:16 g0");
+}
+
+TEST(Capacity, MaxUtilizationLeavesABlockForEachThatRuns) {
+  StepLimits limits = Limits();
+  limits.capacity = CapacityPolicy::kMaxUtilization;
+  limits.blocks_available = 2;
+  EXPECT_EQ(Plan({Generation(16, 1, 50)}, {Context(16, 1, 60)}, limits), "g0");
+  limits.blocks_available = 5;  // one for g0 now; w0's and two to grow; then w1's would leave one for three
+  EXPECT_EQ(Plan({Generation(16, 1, 50)}, {Context(16, 1, 60), Context(16, 1, 60)}, limits), "w0:16 w1:16 g0");
+  limits.blocks_available = 4;
+  EXPECT_EQ(Plan({Generation(16, 1, 50)}, {Context(16, 1, 60), Context(16, 1, 60)}, limits), "w0:16 g0");
+  limits.blocks_available = 1;
+  EXPECT_EQ(Plan({}, {Context(16, 1, 60)}, limits), "w0:16") << "alone it may have all";
 }
 
 TEST(Capacity, MaxUtilizationPausesTheLastStarted) {
