@@ -19,8 +19,7 @@ namespace ekiben {
 namespace {
 
 constexpr int kCallsMin = 32;  // in a graph, so that its launch does not count; one where times mean nothing
-constexpr int kRounds = 9, kRoundsOfLong = 3;
-constexpr Nanos kLong = std::chrono::milliseconds(25);
+constexpr int kRounds = 9;
 
 template <class T>
 Result<DeviceBuffer> Upload(CudaStream& stream, const std::vector<T>& values) {
@@ -54,8 +53,8 @@ class GraphTimer {
     RETURN_IF_ERROR(all());  // loads kernels and finds cuBLASLt's plans
     RETURN_IF_ERROR(stream_.Wait());
     ASSIGN_OR_RETURN(CudaGraph graph, stream_.Capture(all));
-    ASSIGN_OR_RETURN(Nanos warm, Replay(graph));
-    std::vector<Nanos> times(emulated_ ? 1 : warm < kLong ? kRounds : kRoundsOfLong);
+    RETURN_IF_ERROR(Replay(graph));
+    std::vector<Nanos> times(emulated_ ? 1 : kRounds);
     for (Nanos& time : times) {
       ASSIGN_OR_RETURN(time, Replay(graph));
     }
@@ -135,18 +134,20 @@ class CudaOpTimer {
     DeviceBuffer positions, slots, items, counts;
   };
   Result<void> AllocateCache();
+  Result<void> DealBlocks(int32_t tokens);
   Result<void> FillCache();
   Result<Step> Generation(int32_t rows, int32_t kv_tokens);
   Result<Step> Context(int32_t tokens, int32_t position);
   Result<void> Finish(Step& step, std::vector<cuda::AttentionItem>& items, const std::vector<int32_t>& positions,
                       const std::vector<int32_t>& slots);
+  Result<void> RunWhole(const Step& step);
   Result<double> TimeForward(CudaOp op, const Step& step, int64_t calls);
   Result<void> TimeLinear(CudaOp op, const char* name, const Step& step);
   Result<void> TimeElementwise(const Step& step);
   Result<void> TimeRope(const Step& step);
   Result<void> TimeGeneration(const Step& step, int32_t kv_tokens);
   Result<void> TimeContext(const Step& step, int32_t position);
-  Result<void> TimeHead(int32_t rows);
+  Result<void> TimeHead(const Step& step);
   Result<void> TimeSampler(int32_t rows);
   void Add(const char* op, std::string shape, int32_t tokens, int64_t calls, double seconds, double operations,
            double bytes, double peak = 0, std::string kernel = "");
@@ -237,12 +238,21 @@ Result<void> CudaOpTimer::AllocateCache() {
   ASSIGN_OR_RETURN(values_, DeviceBuffer::Create(pool));
   kv_.keys = keys_.data();
   kv_.values = values_.data();
-  std::vector<int32_t> tables(static_cast<size_t>(rows_max_) * static_cast<size_t>(pitch));
-  for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(i % static_cast<size_t>(kv_.blocks));
-  ASSIGN_OR_RETURN(tables_, Upload(timer_.stream(), tables));
+  ASSIGN_OR_RETURN(tables_, DeviceBuffer::Create(static_cast<size_t>(rows_max_ * pitch) * sizeof(int32_t)));
   kv_.tables = tables_.as<int32_t>();
+  RETURN_IF_ERROR(DealBlocks(config_.max_seq_len));
   RETURN_IF_ERROR(FillCache());
   return model_->BindCache(kv_);
+}
+
+// Sequences of `tokens` one behind the other over the pool: what comes round again was read a whole pool before.
+Result<void> CudaOpTimer::DealBlocks(int32_t tokens) {
+  const int32_t pitch = kv_.table_pitch, each = CeilDiv(tokens, config_.tokens_per_block);
+  std::vector<int32_t> tables(static_cast<size_t>(rows_max_ * pitch), 0);
+  for (int32_t slot = 0; slot < rows_max_; ++slot)
+    for (int32_t i = 0; i < each; ++i) tables[static_cast<size_t>(slot * pitch + i)] = (slot * each + i) % kv_.blocks;
+  RETURN_IF_ERROR(timer_.stream().Copy(tables_.data(), tables.data(), tables_.size()));
+  return timer_.stream().Wait();
 }
 
 // Normal values. In e4m3 a head's largest is the largest code, which the cache's scale brings back to about itself.
@@ -273,6 +283,7 @@ Result<void> CudaOpTimer::FillCache() {
 
 Result<CudaOpTimer::Step> CudaOpTimer::Generation(int32_t rows, int32_t kv_tokens) {
   Step step;
+  RETURN_IF_ERROR(DealBlocks(kv_tokens + 1));
   const cuda::AttentionItemShape shape = model_->item_shape(scratch_);
   std::vector<cuda::AttentionItem> items, balanced;
   std::vector<int32_t> positions(static_cast<size_t>(rows), kv_tokens), slots;
@@ -288,6 +299,7 @@ Result<CudaOpTimer::Step> CudaOpTimer::Generation(int32_t rows, int32_t kv_token
 
 Result<CudaOpTimer::Step> CudaOpTimer::Context(int32_t tokens, int32_t position) {
   Step step;
+  RETURN_IF_ERROR(DealBlocks(config_.max_seq_len));
   const cuda::AttentionItemShape shape = model_->item_shape(scratch_);
   std::vector<cuda::AttentionItem> items, balanced;
   std::vector<int32_t> positions, slots(static_cast<size_t>(tokens), 0);
@@ -299,7 +311,7 @@ Result<CudaOpTimer::Step> CudaOpTimer::Context(int32_t tokens, int32_t position)
   return step;
 }
 
-// Uploads what a step names, and runs it once: what an op then reads is what a step would bring.
+// Uploads what a step names.
 Result<void> CudaOpTimer::Finish(Step& step, std::vector<cuda::AttentionItem>& items,
                                  const std::vector<int32_t>& positions, const std::vector<int32_t>& slots) {
   CudaStream& stream = timer_.stream();
@@ -316,13 +328,22 @@ Result<void> CudaOpTimer::Finish(Step& step, std::vector<cuda::AttentionItem>& i
   batch.slots = step.slots.as<int32_t>();
   batch.context_items = batch.generation_items = step.items.as<cuda::AttentionItem>();
   batch.context_item_count = batch.generation_item_count = step.counts.as<int32_t>();
+  return {};
+}
+
+// All of a step, so that the buffers hold what it brings.
+Result<void> CudaOpTimer::RunWhole(const Step& step) {
   model_->Only(std::nullopt);
-  RETURN_IF_ERROR(model_->Forward(timer_.queue(), batch, kv_, scratch_));
-  RETURN_IF_ERROR(stream.Wait());
+  RETURN_IF_ERROR(model_->Forward(timer_.queue(), step.batch, kv_, scratch_));
+  RETURN_IF_ERROR(timer_.stream().Wait());
   return CudaStatus(timer_.queue().error, "a step");
 }
 
 Result<double> CudaOpTimer::TimeForward(CudaOp op, const Step& step, int64_t calls) {
+  RETURN_IF_ERROR(RunWhole(step));
+  // What the layers' linears read once more: the final norm writes the same rows, in bf16.
+  model_->Only(CudaOp::kNorm);
+  RETURN_IF_ERROR(model_->Forward(timer_.queue(), step.batch, kv_, scratch_));
   model_->Only(op);
   return timer_.Time(calls, [&](int i) {
     CudaBatch batch = step.batch;
@@ -341,6 +362,7 @@ Result<void> CudaOpTimer::TimeLinear(CudaOp op, const char* name, const Step& st
   const int64_t calls = op == CudaOp::kHead ? 1 : m_.num_hidden_layers;
   double seconds = 0;
   if (op == CudaOp::kHead) {
+    RETURN_IF_ERROR(RunWhole(step));
     model_->Only(op);
     ASSIGN_OR_RETURN(
         seconds, timer_.Time(calls, [&](int) { return model_->Head(timer_.queue(), 0, tokens, logits_.as<float>()); }));
@@ -362,9 +384,13 @@ Result<void> CudaOpTimer::TimeElementwise(const Step& step) {
   ASSIGN_OR_RETURN(double seconds, TimeForward(CudaOp::kEmbedding, step, 1));
   Add("embedding", fmt::format("bf16 {}x{}", m_.vocab_size, m_.hidden_size), tokens, 1, seconds, 0,
       tokens * (hidden * (2 + 4) + 4));
-  ASSIGN_OR_RETURN(seconds, TimeForward(CudaOp::kNorm, step, 2 * layers + 1));
-  Add(config_.fp8 ? "add_rms_norm, quantise" : "add_rms_norm", fmt::format("{}", m_.hidden_size), tokens,
-      2 * layers + 1, seconds, 5 * tokens * hidden, tokens * (hidden * (4 + 2 + 4) + input_bytes(hidden)) + 4 * hidden);
+  const double residual_bytes = tokens * hidden * (4 + 2 + 4) + 4 * hidden;  // read, with delta, and written
+  ASSIGN_OR_RETURN(seconds, TimeForward(CudaOp::kFinalNorm, step, 1));
+  Add("final_norm", fmt::format("{}", m_.hidden_size), tokens, 1, seconds, 5 * tokens * hidden,
+      residual_bytes + 2 * tokens * hidden);
+  ASSIGN_OR_RETURN(seconds, TimeForward(CudaOp::kNorm, step, 2 * layers));
+  Add(config_.fp8 ? "add_rms_norm, quantise" : "add_rms_norm", fmt::format("{}", m_.hidden_size), tokens, 2 * layers,
+      seconds, 5 * tokens * hidden, residual_bytes + tokens * input_bytes(hidden));
   ASSIGN_OR_RETURN(seconds, TimeForward(CudaOp::kSwiGlu, step, layers));
   Add(config_.fp8 ? "swiglu, quantise" : "swiglu", fmt::format("{}", m_.intermediate_size), tokens, layers, seconds,
       12 * tokens * wide, tokens * (4 * wide + input_bytes(wide)));
@@ -407,15 +433,20 @@ Result<void> CudaOpTimer::TimeContext(const Step& step, int32_t position) {
   return {};
 }
 
-Result<void> CudaOpTimer::TimeHead(int32_t rows) {
-  Step step;
-  step.batch.tokens = rows;
+Result<void> CudaOpTimer::TimeHead(const Step& step) {
+  const int32_t rows = step.batch.tokens;
   RETURN_IF_ERROR(TimeLinear(CudaOp::kHead, "lm_head", step));
   ASSIGN_OR_RETURN(double seconds, timer_.Time(1, [&](int) -> Result<void> {
     cuda::ArgMax(timer_.queue(), results_.as<int32_t>(), last_tokens_.as<int32_t>(), logits_.as<float>(),
                  row_numbers_.as<int32_t>(), rows, m_.vocab_size, best_.as<unsigned long long>());
     return {};
   }));
+  std::vector<int32_t> chosen(static_cast<size_t>(rows));
+  RETURN_IF_ERROR(timer_.stream().Copy(chosen.data(), results_.data(), chosen.size() * sizeof(int32_t)));
+  RETURN_IF_ERROR(timer_.stream().Wait());
+  if (std::ranges::count(chosen, -1) > 0)
+    return Error(Code::kInternal,
+                 fmt::format("a step of {} tokens has logits that are no numbers: no time of it counts", rows));
   Add("argmax", fmt::format("{}", m_.vocab_size), rows, 1, seconds, 0, 4.0 * rows * m_.vocab_size);
   return TimeSampler(rows);
 }
@@ -470,7 +501,7 @@ Result<void> CudaOpTimer::TimeAll(int32_t tokens) {
     ASSIGN_OR_RETURN(Step generation, Generation(tokens, kv_tokens));
     RETURN_IF_ERROR(TimeGeneration(generation, kv_tokens));
   }
-  return TimeHead(tokens);
+  return TimeHead(context);
 }
 
 }  // namespace

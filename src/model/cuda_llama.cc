@@ -452,7 +452,7 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
     RETURN_IF_ERROR(Output(queue, layer.o, attention, tokens, delta));
     RETURN_IF_ERROR(Mlp(queue, layer, x, tokens, delta));
   }
-  if (Runs(CudaOp::kNorm))
+  if (Runs(CudaOp::kFinalNorm))
     cuda::AddRmsNorm(queue, h_.rows(false), x, delta_.as<Bf16>(), delta, final_norm_.as<float>(), c.rms_norm_eps,
                      tokens, c.hidden_size);
   return {};

@@ -51,7 +51,7 @@ struct CudaBatch {
 // The ops of a step, in the order in which a layer meets them.
 enum class CudaOp : uint8_t {
   kEmbedding,
-  kNorm,  // with the residual's sum before it
+  kNorm,  // with the residual's sum before it; of the layers
   kQkv,
   kRope,  // and the cache's write
   kContextAttention,
@@ -61,6 +61,7 @@ enum class CudaOp : uint8_t {
   kGateUp,
   kSwiGlu,
   kDown,
+  kFinalNorm,
   kHead,
 };
 
