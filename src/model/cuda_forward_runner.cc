@@ -7,17 +7,6 @@
 #include "ops/cuda_attention_items.h"
 
 namespace ekiben {
-namespace {
-
-template <class T>
-Result<DeviceBuffer> Upload(CudaStream& stream, const std::vector<T>& values) {
-  ASSIGN_OR_RETURN(DeviceBuffer out, DeviceBuffer::Create(std::max<size_t>(values.size(), 1) * sizeof(T)));
-  RETURN_IF_ERROR(stream.Copy(out.data(), values.data(), values.size() * sizeof(T)));
-  RETURN_IF_ERROR(stream.Wait());
-  return out;
-}
-
-}  // namespace
 
 Result<std::unique_ptr<CudaForwardRunner>> CudaForwardRunner::Create(std::unique_ptr<CudaLlama> model,
                                                                      const Options& options) {

@@ -6,12 +6,14 @@
 // Memory is plain cudaMalloc, sized at start; pinned memory is for what crosses the bus in every step.
 // Thread: one (the executor's), except OpenCudaDevice and MemoryInfo, which any may call. Times in nanoseconds.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/result.h"
@@ -143,5 +145,14 @@ class CudaStream {
  private:
   CUstream_st* stream_ = nullptr;
 };
+
+// A copy of `values` on the device, there when this returns.
+template <class T>
+Result<DeviceBuffer> Upload(CudaStream& stream, const std::vector<T>& values) {
+  ASSIGN_OR_RETURN(DeviceBuffer out, DeviceBuffer::Create(std::max<size_t>(values.size(), 1) * sizeof(T)));
+  RETURN_IF_ERROR(stream.Copy(out.data(), values.data(), values.size() * sizeof(T)));
+  RETURN_IF_ERROR(stream.Wait());
+  return out;
+}
 
 }  // namespace ekiben
