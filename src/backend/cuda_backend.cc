@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <optional>
-#include <set>
 #include <thread>
 
 #include "backend/attention_costs.h"
@@ -26,7 +25,7 @@ namespace {
 
 constexpr int32_t kTicketsMax = 2;
 constexpr int kSamplingThreadsMax = 8;
-constexpr int32_t kStairsFrom = 64, kCostTokensMax = 2048;  // tokens; more cost in proportion
+constexpr int32_t kStairsFrom = 64, kStairsTo = 512, kCostTokensMax = 2048;  // tokens; more cost in proportion
 // Graphs of the shapes that are not sparse are made for so long before ready; the rest in idle gaps.
 constexpr Nanos kCaptureTimeMax = std::chrono::milliseconds(1500);
 
@@ -79,6 +78,7 @@ class CudaBackend final : public Backend {
   Result<void> Allocate(const ModelConfig& model);
   Result<void> AllocateCache(const ModelConfig& model);
   Result<void> WarmUp();
+  Result<void> ChooseLinears();
   Result<void> WarmUpShapes();
   Result<void> MeasureCosts();
   Result<void> Capture(size_t shape);
@@ -120,6 +120,7 @@ class CudaBackend final : public Backend {
   std::vector<Slot> slots_;
   CudaSampling sampling_;
   std::optional<Error> bind_error_;  // of BindSlot, which has no other way to say it
+  std::string linears_;              // where their choice is from
   CudaStepShapes shapes_;
   std::vector<CudaGraph> graphs_;  // by shape
   std::vector<uint8_t> captured_;  // by shape: it has its graph
@@ -162,10 +163,10 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   ASSIGN_OR_RETURN(out->info_.attention_costs, MeasureAttention(*out, out->info_.step_costs));
   out->slots_[0] = {};
   out->info_.name = "cuda";
-  out->info_.description = fmt::format("{}, driver {}.{}, graphs of {} of {} shapes of steps, attention {}",
-                                       device.name, device.driver_version / 1000, device.driver_version % 1000 / 10,
-                                       std::ranges::count(out->captured_, 1), out->captured_.size(),
-                                       out->model_->generation_stores_keys() ? "by bulk copies" : "by tiles");
+  out->info_.description = fmt::format(
+      "{}, driver {}.{}, graphs of {} of {} shapes of steps, attention {}, {}", device.name,
+      device.driver_version / 1000, device.driver_version % 1000 / 10, std::ranges::count(out->captured_, 1),
+      out->captured_.size(), out->model_->generation_stores_keys() ? "by bulk copies" : "by tiles", out->linears_);
   ASSIGN_OR_RETURN(CudaMemoryInfo left, CudaMemory());
   CudaBackendParts parts;
   parts.memory = {{"weights on the device", out->model_->weight_bytes()},
@@ -296,11 +297,7 @@ Result<void> CudaBackend::Pad(const CudaStepLayout& layout) {
 
 // Every size once as it is, which loads its kernels and finds cuBLASLt's plans; then graphs.
 Result<void> CudaBackend::WarmUp() {
-  // What the heuristic offers first is off by up to 15 % at some sizes (docs/gpu.md, ladder 1).
-  std::set<int32_t> tuned;
-  for (const CudaStepShape& shape : shapes_.all())
-    if ((shape.tokens <= kCudaTunedTokensMax || !shape.context) && tuned.insert(shape.tokens).second)
-      RETURN_IF_ERROR(model_->Tune(stream_, shape.tokens));
+  RETURN_IF_ERROR(ChooseLinears());
   RETURN_IF_ERROR(WarmUpShapes());
   RETURN_IF_ERROR(MeasureCosts());
   if (!config_.graphs) return {};
@@ -315,6 +312,17 @@ Result<void> CudaBackend::WarmUp() {
   ASSIGN_OR_RETURN(CudaMemoryInfo after, CudaMemory());
   graph_bytes_ = before.free_bytes - std::min(before.free_bytes, after.free_bytes);
   return CudaStatus(queue_.error, "warming up");
+}
+
+// What cuBLASLt offers first is off by up to 15 % at some sizes (docs/gpu.md, ladder 1).
+Result<void> CudaBackend::ChooseLinears() {
+  ASSIGN_OR_RETURN(bool used, model_->UseOrTune(config_.plan, config_.tune, config_.tune_tokens_max));
+  linears_ =
+      used ? "linears as the engine says" : fmt::format("linears timed for {} sizes", model_->plan().buckets.size());
+  if (config_.plan && !used)
+    LOG_INFO("the engine's linears were timed on {} with cuBLASLt {} for {}: they were timed again here",
+             config_.plan->device, config_.plan->library, config_.plan->fp8 ? "fp8" : "bf16");
+  return {};
 }
 
 Result<void> CudaBackend::WarmUpShapes() {
@@ -344,7 +352,7 @@ Result<void> CudaBackend::WarmUpShapes() {
 Result<void> CudaBackend::MeasureCosts() {
   Flight& flight = flights_[0];
   for (const CudaStepShape& shape : shapes_.all()) {
-    const bool stairs = shape.tokens >= kStairsFrom && shape.tokens <= kCudaTunedTokensMax;
+    const bool stairs = shape.tokens >= kStairsFrom && shape.tokens <= kStairsTo;
     if (!shape.context || !(shape.sparse || stairs) || shape.tokens > kCostTokensMax) continue;
     if (!info_.step_costs.empty() && info_.step_costs.back().tokens == shape.tokens) continue;
     CudaStepLayout layout = LayoutOf(shape);

@@ -12,10 +12,12 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/cuda_linear_plan.h"
 #include "model/model.h"
 
 namespace ekiben {
@@ -31,6 +33,10 @@ struct CudaBackendConfig {
   bool fp8_kv_cache = false;                 // keys and values in e4m3
   bool graphs = true;       // false: every step kernel by kernel, in the same shapes and to the same bits
   uint64_t synth_seed = 1;  // of random weights, when there are no tensors
+  // How linears run: of the engine's profile; without one, or where it is of another machine, timed when it opens.
+  std::optional<CudaLinearPlan> plan;
+  CudaTuneOptions tune;
+  int32_t tune_tokens_max = kCudaStartTokensMax;
 };
 
 struct CudaBackendParts {

@@ -83,9 +83,12 @@ Result<CudaLimits> MeasureCudaLimits(GraphTimer& timer, bool emulated) {
     }
     const LtShape shape{side, side, side, fp8, false};
     const void* const weights[] = {operands.w};
-    RETURN_IF_ERROR(cublaslt->Tune(timer.stream(), shape, weights, operands));
-    ASSIGN_OR_RETURN(double product,
-                     timer.Time(1, [&](int) { return cublaslt->Multiply(timer.stream().get(), shape, operands); }));
+    ASSIGN_OR_RETURN(std::vector<LtCandidate> candidates,
+                     cublaslt->TimeCandidates(timer.stream(), shape, weights, operands));
+    const LtAlgorithm best = std::ranges::min_element(candidates, {}, &LtCandidate::time)->algorithm;
+    ASSIGN_OR_RETURN(double product, timer.Time(1, [&](int) {
+      return cublaslt->Multiply(timer.stream().get(), shape, operands, best);
+    }));
     (fp8 ? out.fp8_operations : out.bf16_operations) = 2.0 * static_cast<double>(elements) * side / product;
   }
   return out;

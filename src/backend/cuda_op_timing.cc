@@ -88,6 +88,7 @@ Result<void> CudaOpTimer::Open(const EngineTensors* tensors) {
   } else {
     ASSIGN_OR_RETURN(model_, CudaLlama::Synthesize(m_, config_.synth_seed, limits, precision));
   }
+  RETURN_IF_ERROR(model_->UseOrTune(config_.plan, config_.tune, kCudaStartTokensMax));
   const auto rows = static_cast<size_t>(rows_max_), vocab = static_cast<size_t>(m_.vocab_size);
   ASSIGN_OR_RETURN(logits_, DeviceBuffer::Create(rows * vocab * sizeof(float)));
   ASSIGN_OR_RETURN(results_, DeviceBuffer::Create(rows * sizeof(int32_t)));
@@ -267,7 +268,7 @@ Result<void> CudaOpTimer::TimeLinear(CudaOp op, const char* name, const Step& st
   } else {
     ASSIGN_OR_RETURN(seconds, TimeForward(op, step, calls));
   }
-  ASSIGN_OR_RETURN(CudaLinearForm form, model_->FormOf(op, tokens));
+  const CudaLinearForm form = model_->FormOf(op, tokens);
   const double n = form.out_features, k = form.in_features, element = form.fp8 ? 1 : 2,
                factors = form.fp8 ? 4.0 * (n + tokens) : 0, out_element = op == CudaOp::kHead ? 4 : 2;
   Add(name, fmt::format("{} {}x{}", form.fp8 ? "fp8" : "bf16", form.out_features, form.in_features), tokens, calls,
@@ -379,7 +380,6 @@ Result<void> CudaOpTimer::TimeSampler(int32_t rows) {
 }
 
 Result<void> CudaOpTimer::TimeAll(int32_t tokens) {
-  if (tokens <= kCudaTunedTokensMax) RETURN_IF_ERROR(model_->Tune(timer_.stream(), tokens));
   ASSIGN_OR_RETURN(Step context, Context(tokens, 0));
   RETURN_IF_ERROR(TimeElementwise(context));
   const struct {

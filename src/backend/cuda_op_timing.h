@@ -9,9 +9,11 @@
 // Memory: weights as served, a cache of at most half of what is then free. Thread: one.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "model/cuda_linear_plan.h"
 #include "model/model.h"
 #include "ops/op_timing.h"
 
@@ -24,6 +26,8 @@ struct CudaOpTimingConfig {
   std::vector<int32_t> kv_tokens;  // cached tokens before each generating sequence, ascending
   int32_t rows_max = 256;          // generating sequences; steps of more tokens are context alone
   uint64_t synth_seed = 1;
+  std::optional<CudaLinearPlan> plan;  // the engine's
+  CudaTuneOptions tune;                // where it has none
 };
 
 // Measured: reading device memory, and cuBLASLt's fastest candidate for a large product.

@@ -57,8 +57,6 @@ class CudaStepShapes {
 // Row counts that have a graph, ascending, the last one `max_batch_size`: every one up to 16, then at most an eighth
 // apart.
 std::vector<int32_t> CudaGraphBuckets(int32_t max_batch_size);
-// Linears of steps of up to so many tokens, and of all generation steps, are timed in their candidates at start.
-inline constexpr int32_t kCudaTunedTokensMax = 512;
 // The token count that a step of `tokens` is padded to, at most `max_num_tokens`: few sizes, so that each has its plan,
 // and at most 1/8 of padding from 64 tokens on.
 int32_t CudaPaddedTokens(int32_t tokens, int32_t max_num_tokens);

@@ -26,9 +26,7 @@ Result<void> Run(const BuildOptions& options) {
   ASSIGN_OR_RETURN(Checkpoint checkpoint, OpenCheckpoint(path));
   RETURN_IF_ERROR(RequireTokenizer(checkpoint));
   ProgressLine line("build", "steps", clock);
-  RETURN_IF_ERROR(
-      BuildEngine(checkpoint, WithLimits(options.build, options.limits), options.output,
-                  [&](const BuildProgress& progress) { line.Update(progress.done, progress.total, progress.stage); }));
+  RETURN_IF_ERROR(BuildAndProfile(checkpoint, WithLimits(options.build, options.limits), options.output, line));
   ASSIGN_OR_RETURN(Engine engine, OpenEngine(options.output, Verify::kAll));
   std::map<std::string, int64_t> parameters;
   for (const auto& [name, tensor] : engine.tensors) {

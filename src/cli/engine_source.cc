@@ -9,6 +9,7 @@
 #include "base/human.h"
 #include "base/log.h"
 #include "cli/terminal.h"
+#include "compile/cuda_profile.h"
 #include "compile/engine_fingerprint.h"
 #include "package/model_store.h"
 #include "text/synthetic_tokenizer.h"
@@ -62,6 +63,19 @@ Result<void> RequireTokenizer(const Checkpoint& checkpoint) {
                                                checkpoint.tokenizer_error));
 }
 
+Result<void> BuildAndProfile(const Checkpoint& checkpoint, const BuildConfig& build, const fs::path& engine,
+                             ProgressLine& line) {
+  auto show = [&](const BuildProgress& progress) {
+    if (!progress.line.empty()) line.Keep(progress.line);
+    line.Update(progress.done, progress.total, progress.stage);
+  };
+  RETURN_IF_ERROR(BuildEngine(checkpoint, build, engine, show));
+  if (build.device != "cuda") return {};
+  ASSIGN_OR_RETURN(std::string done, ProfileCudaEngine(engine, show));
+  line.Keep(done);
+  return {};
+}
+
 Result<fs::path> ResolveCheckpoint(const std::string& text) {
   if (fs::exists(text)) return fs::path(text);
   if (text.find('/') != std::string::npos || fs::path(text).extension() == ".gguf")
@@ -94,9 +108,7 @@ Result<void> BuildIntoCache(const Checkpoint& checkpoint, const BuildConfig& bui
   const Clock& clock = SystemClock::Get();
   Nanos begin = clock.Now();
   ProgressLine line("build", "steps", clock);
-  RETURN_IF_ERROR(BuildEngine(checkpoint, build, engine, [&](const BuildProgress& progress) {
-    line.Update(progress.done, progress.total, progress.stage);
-  }));
+  RETURN_IF_ERROR(BuildAndProfile(checkpoint, build, engine, line));
   line.Done(
       fmt::format("{} -> {} in {}", checkpoint.path.string(), engine.string(), HumanDuration(clock.Now() - begin)));
   return {};

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <string>
 
+#include "cli/terminal.h"
 #include "compile/engine.h"
 #include "compile/run_limits.h"
 
@@ -30,6 +31,10 @@ Result<OpenedEngine> OpenEngineSource(const EngineSource& source);
 
 // Refuses a checkpoint whose tokenizer is missing or not understood: of it comes an engine that takes no text.
 Result<void> RequireTokenizer(const Checkpoint& checkpoint);
+
+// BuildEngine, and for cuda its profile where this machine has the GPU; what happens is shown on `line`.
+Result<void> BuildAndProfile(const Checkpoint& checkpoint, const BuildConfig& build,
+                             const std::filesystem::path& engine, ProgressLine& line);
 
 // A checkpoint's path for a checkpoint path or store tag.
 Result<std::filesystem::path> ResolveCheckpoint(const std::string& text);

@@ -5,6 +5,7 @@
 #include "base/human.h"
 #include "cli/commands.h"
 #include "cli/engine_source.h"
+#include "compile/cuda_profile.h"
 #include "compile/engine.h"
 
 namespace ekiben::cli {
@@ -48,9 +49,11 @@ void PrintFlat(const std::string& prefix, const json::value& value) {
 
 Result<void> Run(const InspectOptions& options) {
   json::object out;
+  std::optional<CudaLinearPlan> plan;
   if (std::filesystem::exists(std::filesystem::path(options.path) / "rank0.engine")) {
     ASSIGN_OR_RETURN(Engine engine, OpenEngine(options.path, Verify::kAll));
     out = InspectEngine(engine);
+    ASSIGN_OR_RETURN(plan, ReadCudaProfile(engine.profiles));
   } else {
     ASSIGN_OR_RETURN(std::filesystem::path path, ResolveCheckpoint(options.path));
     ASSIGN_OR_RETURN(out, InspectFile(path));
@@ -59,9 +62,15 @@ Result<void> Run(const InspectOptions& options) {
     std::printf("%s\n", json::serialize(out).c_str());
     return {};
   }
+  if (plan) {
+    out["profiles"] = {{"device", plan->device}, {"library", plan->library}, {"dtype", plan->fp8 ? "fp8" : "bf16"}};
+  }
   json::value tensors = out.contains("tensors") ? out.at("tensors") : json::value();
   out.erase("tensors");
   PrintFlat("", out);
+  if (plan)
+    for (const CudaLinearBucket& bucket : plan->buckets)
+      fmt::print("{:<52} {}\n", "profiles.linears", Describe(bucket, plan->for_all));
   if (tensors.is_array()) {
     if (options.tensors) {
       for (const json::value& tensor : tensors.get_array()) fmt::print("{}\n", json::serialize(tensor));

@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/engine_source.h"
 #include "cli/options.h"
+#include "compile/cuda_profile.h"
 #include "compile/op_timing.h"
 #include "compile/profile.h"
 #include "device/cpu_features.h"
@@ -125,6 +126,8 @@ Result<void> RunCuda(const KernelsOptions& options) {
   config.max_seq_len = engine.build.max_seq_len;
   config.rows_max = engine.build.max_batch_size;
   config.synth_seed = options.source.synth_seed;
+  config.tune = TuneOptionsOf(engine.build);
+  ASSIGN_OR_RETURN(config.plan, ReadCudaProfile(engine.profiles));
   // Defaults as far as the engine's sequences reach.
   auto within = [&](const std::vector<int32_t>& given, std::vector<int32_t> usual, int32_t limit) {
     if (!given.empty()) return given;

@@ -9,6 +9,7 @@
 #include "backend/fake_backend.h"
 #include "backend/warm_up.h"
 #include "base/human.h"
+#include "compile/cuda_profile.h"
 #include "compile/profile.h"
 
 namespace ekiben::cli {
@@ -86,6 +87,8 @@ Result<CudaBackendParts> OpenCuda(const ModelConfig& model, const Engine& engine
   config.kv_cache_free_gpu_mem_fraction = KvFraction(options, "cuda");
   config.max_tokens_in_paged_kv_cache = options.max_tokens_in_paged_kv_cache;
   config.synth_seed = synth_seed;
+  config.tune = TuneOptionsOf(engine.build);
+  ASSIGN_OR_RETURN(config.plan, ReadCudaProfile(engine.profiles));
   return OpenCudaBackend(model, engine.tensors.empty() ? nullptr : &engine.tensors, config);
 }
 

@@ -42,6 +42,10 @@ void ProgressLine::Update(int64_t done, int64_t total, const std::string& detail
   std::fflush(stderr);
 }
 
+void ProgressLine::Keep(const std::string& text) {
+  Done(text);
+}
+
 void ProgressLine::Done(const std::string& text) {
   fmt::print(stderr, "{}{}: {}\n", open_ ? "\r\x1b[K" : "", title_, text);
   open_ = false;

@@ -18,6 +18,8 @@ class ProgressLine {
   ~ProgressLine();
   // Shows count, rate and the time left; at most ten times a second on a terminal, every 5 s elsewhere.
   void Update(int64_t done, int64_t total, const std::string& detail = {});
+  // A line that stays, above the moving one.
+  void Keep(const std::string& text);
   // Ends the line.
   void Done(const std::string& text);
 

@@ -56,14 +56,17 @@ Result<void> Validate(const BuildConfig& build, const ModelConfig& model) {
     return Refuse("max_beam_width", fmt::format("{} is not offered: this version generates single sequences (use n > 1 "
                                                 "for several); the limit is 1",
                                                 build.max_beam_width));
-  if (build.gemm_plugin != "auto" && (cuda || build.gemm_plugin != "disable"))
-    return Refuse("gemm_plugin",
-                  cuda ? fmt::format("'{}' is not offered by the CUDA backend, which takes its own kernels up to 64 "
-                                     "tokens and cuBLASLt above; the value is auto",
-                                     build.gemm_plugin)
-                       : fmt::format("'{}' is not offered: the CPU backend has its own kernels and no library to take "
-                                     "instead; the value is disable, or auto, which comes to the same",
-                                     build.gemm_plugin));
+  if (cuda) {
+    RETURN_IF_ERROR(OneOf("gemm_plugin", build.gemm_plugin, {"auto", "disable", "bfloat16", "fp8"}));
+    const bool fp8 = build.dtype == "fp8";
+    if ((build.gemm_plugin == "fp8" && !fp8) || (build.gemm_plugin == "bfloat16" && fp8))
+      return Refuse("gemm_plugin", fmt::format("'{}' cannot multiply linears of dtype {}; add --dtype {}, or say auto",
+                                               build.gemm_plugin, build.dtype, fp8 ? "bf16" : "fp8"));
+  } else if (build.gemm_plugin != "auto" && build.gemm_plugin != "disable") {
+    return Refuse("gemm_plugin", fmt::format("'{}' is not offered: the CPU backend has its own kernels and no library "
+                                             "to take instead; the value is disable, or auto, which comes to the same",
+                                             build.gemm_plugin));
+  }
   if (build.kv_cache_type != "paged")
     return Refuse("kv_cache_type", fmt::format("'{}' is not offered by the {} backend, which keeps keys and values in "
                                                "blocks only; the value is paged",

@@ -73,6 +73,23 @@ TEST(BuildConfigTest, AnOptionWithoutEffectIsRefused) {
   EXPECT_EQ(result.error().field(), "opt_num_tokens");
 }
 
+TEST(BuildConfigTest, ALibraryIsNamedByTheTypeThatItMultiplies) {
+  for (auto [dtype, plugin, good] : {std::tuple("auto", "bfloat16", true),
+                                     {"bf16", "bfloat16", true},
+                                     {"fp8", "fp8", true},
+                                     {"fp8", "auto", true},
+                                     {"bf16", "disable", true},
+                                     {"fp8", "bfloat16", false},
+                                     {"bf16", "fp8", false},
+                                     {"auto", "fp8", false}}) {
+    BuildConfig build{.device = "cuda", .dtype = dtype, .max_batch_size = 8, .gemm_plugin = plugin};
+    Result<void> result = Validate(build, Model());
+    EXPECT_EQ(result.ok(), good) << dtype << " " << plugin;
+    if (good) continue;
+    EXPECT_EQ(result.error().field(), "gemm_plugin");
+  }
+}
+
 TEST(BuildConfigTest, SurvivesJson) {
   BuildConfig build;
   build.dtype = "int8";

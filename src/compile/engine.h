@@ -31,8 +31,8 @@ struct BuildConfig {
   int32_t opt_num_tokens = 0;    // 0: max_batch_size
   int32_t tokens_per_block = 0;  // 0: the device's (DefaultsOf)
   bool multiple_profiles = true;
-  std::string gemm_plugin =
-      "auto";  // auto | disable (own kernels); library names are refused on the CPU, which has none
+  // auto | disable (own kernels as far as they reach) | on cuda bfloat16, fp8 (cuBLASLt, in the type of the linears)
+  std::string gemm_plugin = "auto";
   bool use_paged_context_fmha = true;
   std::string kv_cache_type = "paged";
 };
@@ -53,6 +53,7 @@ Result<BuildConfig> BuildConfigFromJson(const json::object& object);
 struct BuildProgress {
   std::string stage;  // "pack", "profile", "write"
   int64_t done = 0, total = 0;
+  std::string line = {};  // something that stays on the screen
 };
 using ProgressFunction = std::function<void(const BuildProgress&)>;
 

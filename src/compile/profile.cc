@@ -190,7 +190,7 @@ Result<json::object> ProfileLinears(const EngineTensors& tensors, const BuildCon
 Result<LinearTuning> ReadProfiles(const json::object& profiles) {
   LinearTuning out;
   ASSIGN_OR_RETURN(const json::array* linears, GetArray(profiles, "linears"));
-  if (linears == nullptr) return out;
+  if (linears == nullptr || profiles.contains("library")) return out;  // a GPU's are compile/cuda_profile.h
   for (const json::value& entry : *linears) {
     if (!entry.is_object())
       return Error(Code::kInvalid, "profiles.json: linears: an entry is not an object", "linears");

@@ -49,6 +49,8 @@ Result<void> SameAsBuilt(const BuildConfig& options, const Engine& engine) {
   if (options.tokens_per_block != said_nothing.tokens_per_block && options.tokens_per_block != built.tokens_per_block)
     return NeedsBuild("tokens_per_block", std::to_string(options.tokens_per_block),
                       std::to_string(built.tokens_per_block), engine.path);
+  if (options.gemm_plugin != said_nothing.gemm_plugin && options.gemm_plugin != built.gemm_plugin)
+    return NeedsBuild("gemm_plugin", options.gemm_plugin, built.gemm_plugin, engine.path);
   if (!options.multiple_profiles && built.multiple_profiles)
     return NeedsBuild("multiple_profiles", "disable", "enable", engine.path);
   if (options.opt_num_tokens != 0 && options.opt_num_tokens != built.opt_num_tokens)
@@ -81,6 +83,8 @@ BuildConfig CacheBuild(const BuildConfig& wanted) {
   BuildConfig out;
   out.device = wanted.device;
   out.dtype = StoredAs(wanted.dtype);
+  // What is stored is bf16; a run in fp8 chooses its kernels when it starts.
+  if (wanted.device == "cuda") out.gemm_plugin = wanted.gemm_plugin == "fp8" ? "bfloat16" : wanted.gemm_plugin;
   out.multiple_profiles = wanted.multiple_profiles;
   if (!wanted.multiple_profiles) {  // the one token count that kernels are chosen for
     out.opt_num_tokens = wanted.opt_num_tokens;

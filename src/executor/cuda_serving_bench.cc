@@ -5,6 +5,7 @@
 //   cuda_serving_bench OUT.json [--shape llama-3-8b|llama-3.2-1b|smollm2] [--steps 1,8,64,128] [--context 1024]
 //                      [--users 10,50,100] [--seconds 30] [--long 8192] [--streams 64] [--max_seq_len 2048]
 //                      [--max_num_tokens 2048] [--itl_budget_ms auto|off|N] [--admission paced|greedy]
+//                      [--gemm_plugin auto|disable|bfloat16|fp8] [--opt_num_tokens N] [--tune_tokens 512]
 //                      [--dtype bf16|fp8] [--kv_cache_dtype bf16|fp8] [--temperature T] [--top_k K] [--top_p P]
 //                      [--no_graphs]
 //
@@ -42,6 +43,8 @@ struct Options {
   int32_t context = 1024, long_tokens = 0, streams = 64, max_seq_len = 2048, max_num_tokens = 2048;
   double seconds = 30;
   bool graphs = true;
+  CudaTuneOptions tune;
+  int32_t tune_tokens = 512;
   ExecutorConfig executor;
   SamplingParams sampling{.temperature = 0};
 };
@@ -403,6 +406,10 @@ std::vector<int32_t> Numbers(const std::string& text) {
   return out;
 }
 
+GemmPlugin GemmOf(const std::string& name) {
+  return name == "disable" ? GemmPlugin::kOwn : name == "auto" ? GemmPlugin::kAuto : GemmPlugin::kLibrary;
+}
+
 int Main(int argc, char** argv) {
   Options options;
   for (int i = 0; i < argc; ++i) options.command += (i > 0 ? " " : "") + std::string(argv[i]);
@@ -411,7 +418,8 @@ int Main(int argc, char** argv) {
                "usage: cuda_serving_bench OUT.json [--shape NAME] [--steps 1,8] [--context 1024] [--users 10] "
                "[--seconds 30] [--long 8192] [--streams 64] [--max_seq_len 2048] [--max_num_tokens 2048] "
                "[--itl_budget_ms auto|off|N] "
-               "[--admission paced|greedy] [--dtype fp8] [--kv_cache_dtype fp8] [--temperature T] [--top_k K] "
+               "[--admission paced|greedy] [--gemm_plugin auto] [--opt_num_tokens N] [--tune_tokens 512] "
+               "[--dtype fp8] [--kv_cache_dtype fp8] [--temperature T] [--top_k K] "
                "[--top_p P] [--no_graphs]\n");
     return 2;
   }
@@ -426,6 +434,12 @@ int Main(int argc, char** argv) {
     if (name == "--shape") options.shape = value;
     if (name == "--dtype") options.dtype = value;
     if (name == "--kv_cache_dtype") options.kv_cache_dtype = value;
+    if (name == "--gemm_plugin") options.tune.gemm = GemmOf(value);
+    if (name == "--tune_tokens") options.tune_tokens = std::atoi(value.c_str());
+    if (name == "--opt_num_tokens") {  // one choice, made there
+      options.tune.multiple_profiles = false;
+      options.tune.opt_num_tokens = std::atoi(value.c_str());
+    }
     if (name == "--steps") options.steps = Numbers(value);
     if (name == "--users") options.users = Numbers(value);
     if (name == "--context") options.context = std::atoi(value.c_str());
@@ -447,6 +461,8 @@ int Main(int argc, char** argv) {
   config.max_num_tokens = options.max_num_tokens;
   config.max_seq_len = options.max_seq_len;
   config.graphs = options.graphs;
+  config.tune = options.tune;
+  config.tune_tokens_max = options.tune_tokens;
   config.fp8 = options.dtype == "fp8";
   config.fp8_kv_cache = options.kv_cache_dtype == "fp8";
   const Clock& clock = SystemClock::Get();

@@ -17,7 +17,6 @@ using cuda::Bf16;
 constexpr float kSynthDeviation = 0.02f;
 // A chunk of keys of one generation item: measured best or near it from a batch of 8 on (docs/gpu.md, ladder 3).
 constexpr int32_t kSplit = 1024;
-constexpr size_t kTunedLayers = 6;
 
 Result<void> CheckSupported(const ModelConfig& config, const CudaModelLimits& limits) {
   RETURN_IF_ERROR(Validate(config));
@@ -307,37 +306,31 @@ cuda::AttentionItemShape CudaLlama::item_shape(const CudaAttentionScratch& scrat
           .clusters = cluster_attention_serves_ ? cluster_attention_.clusters() : 0};
 }
 
-Result<void> CudaLlama::Tune(CudaStream& stream, int32_t tokens) {
-  if (tokens <= cuda::kSkinnyTokensMax || tokens > limits_.tokens_max) return {};
-  const struct {
-    Linear Layer::*linear;
-    const DeviceBuffer *x, *out;
-  } kinds[] = {{&Layer::qkv, &h_.values, &qkv_},
-               {&Layer::o, &attention_, &delta_},
-               {&Layer::gate_up, &h_.values, &gate_up_},
-               {&Layer::down, &mlp_.values, &delta_}};
-  for (const auto& kind : kinds) {
-    std::vector<const void*> weights;
-    for (size_t i = 0; i < std::min(layers_.size(), kTunedLayers); ++i)
-      weights.push_back((layers_[i].*kind.linear).weights.data());
-    const Linear& first = layers_[0].*kind.linear;
-    LtShape shape{tokens, first.out_features, first.in_features, first.fp8, false};
-    RETURN_IF_ERROR(cublaslt_->Tune(stream, shape, weights, {.x = kind.x->data(), .out = kind.out->data()}));
+// Unmeasured: the own kernel as far as it reaches, then what cuBLASLt offers first.
+CudaLinearWay CudaLlama::WayOf(const Linear& w, int32_t tokens) const {
+  const bool own = RunsOwn(w, tokens);
+  const CudaLinearWay* way = plan_.Find(KindOf(w.op), tokens);
+  if (way == nullptr) return {.own = own};
+  return way->own && !own ? CudaLinearWay{} : *way;
+}
+
+Result<void> CudaLlama::Product(cuda::Queue& queue, const Linear& w, const CudaLinearWay& way, const cuda::Rows& x,
+                                int32_t tokens, void* out, bool out_f32) {
+  if (way.own) {
+    w.skinny->Run(queue, x, tokens, out, out_f32);
+    return {};
   }
+  LtOperands operands{.w = w.weights.data(), .x = w.fp8 ? static_cast<const void*>(x.fp8) : x.bf16, .out = out};
+  LtShape shape{tokens, w.out_features, w.in_features, w.fp8, out_f32};
+  RETURN_IF_ERROR(cublaslt_->Multiply(queue.stream, shape, operands, way.algorithm));
+  queue.serial_next = true;
   return {};
 }
 
 Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, const cuda::Rows& x, int32_t tokens,
                                           void* out, bool out_f32) {
   const bool runs = Runs(w.op);
-  if (runs && RunsOwn(w, tokens)) {
-    w.skinny->Run(queue, x, tokens, out, out_f32);
-  } else if (runs) {
-    LtOperands operands{.w = w.weights.data(), .x = w.fp8 ? static_cast<const void*>(x.fp8) : x.bf16, .out = out};
-    RETURN_IF_ERROR(
-        cublaslt_->Multiply(queue.stream, {tokens, w.out_features, w.in_features, w.fp8, out_f32}, operands));
-    queue.serial_next = true;
-  }
+  if (runs) RETURN_IF_ERROR(Product(queue, w, WayOf(w, tokens), x, tokens, out, out_f32));
   cuda::Factors factors;
   if (w.fp8) factors = {w.scales.as<float>(), x.scales};
   if (w.bias.size() == 0) return factors;
@@ -345,18 +338,14 @@ Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, c
   return cuda::Factors{};
 }
 
-Result<CudaLinearForm> CudaLlama::FormOf(CudaOp op, int32_t tokens) {
+CudaLinearForm CudaLlama::FormOf(CudaOp op, int32_t tokens) const {
   const Layer& layer = layers_[0];
   const Linear* const all[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down, &lm_head_};
   const auto* found = std::ranges::find(all, op, [](const Linear* w) { return w->op; });
   CHECK(found != std::end(all));
   const Linear& w = **found;
-  CudaLinearForm form{w.out_features, w.in_features, w.fp8, "own"};
-  if (RunsOwn(w, tokens)) return form;
-  ASSIGN_OR_RETURN(LtChoice choice,
-                   cublaslt_->ChoiceOf({tokens, w.out_features, w.in_features, w.fp8, &w == &lm_head_}));
-  form.kernel = fmt::format("cuBLASLt {} of {}", choice.index + 1, choice.count);
-  return form;
+  const CudaLinearWay way = WayOf(w, tokens);
+  return {w.out_features, w.in_features, w.fp8, way.own ? "own" : fmt::format("cuBLASLt {}", way.candidate)};
 }
 
 void CudaLlama::Attend(cuda::Queue& queue, const CudaBatch& batch, const cuda::Factors& qkv, const cuda::KvLayout& kv,

@@ -10,7 +10,9 @@
 // Errors: Load and Synthesize say what does not fit; Forward answers only what cuBLASLt or a launch refused, which is a
 // device fault. Thread: one.
 #pragma once
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -18,6 +20,7 @@
 
 #include "device/cuda/cublaslt.h"
 #include "device/cuda/cuda_device.h"
+#include "model/cuda_linear_plan.h"
 #include "model/model.h"
 #include "ops/cuda_attention_items.h"
 #include "ops/cuda_ops.h"
@@ -69,7 +72,7 @@ enum class CudaOp : uint8_t {
 struct CudaLinearForm {
   int32_t out_features = 0, in_features = 0;
   bool fp8 = false;
-  std::string kernel;  // "own", "cuBLASLt 2 of 8"
+  std::string kernel;  // "own", "cuBLASLt 2": the third of its candidates
 };
 
 // Scratch that generation attention shares between layers, sized by the backend's slots.
@@ -98,11 +101,21 @@ class CudaLlama {
   // outputs_max, first a multiple of 128.
   Result<void> Head(cuda::Queue& queue, int32_t first, int32_t count, float* logits);
 
-  // Chooses how linears of this many tokens run, by time on this device; none under kSkinnyTokensMax. Before the first
-  // capture: it waits.
-  Result<void> Tune(CudaStream& stream, int32_t tokens);
+  // How linears run, chosen by time on this device for the buckets within [tokens_min, tokens_max]; `done` after each
+  // of them. Counts without a bucket run as kOwn says. Before the first capture: it waits. (cuda_llama_tune.cc)
+  Result<void> Tune(const CudaTuneOptions& options, int32_t tokens_min, int32_t tokens_max,
+                    const std::function<void(const CudaLinearBucket&)>& done);
+  // Takes a plan that was made before; false, and nothing is taken, where it was made on another device, by another
+  // version of the library or for other types.
+  bool Use(const CudaLinearPlan& plan);
+  // What a start does: Use, or else, as far as there is time, Tune up to `tokens_max`; own kernels stay where they
+  // reach. True: used.
+  Result<bool> UseOrTune(const std::optional<CudaLinearPlan>& plan, const CudaTuneOptions& options, int32_t tokens_max);
+  const CudaLinearPlan& plan() const { return plan_; }
+  // Where Tune has a bucket, as far as `tokens_max`: as many as steps have sizes, few enough to be timed in seconds.
+  static std::vector<int32_t> TuneBuckets(int32_t tokens_max);
   // What the linear `op` of the first layer, or the head, runs for this many tokens. REQUIRES: a linear.
-  Result<CudaLinearForm> FormOf(CudaOp op, int32_t tokens);
+  CudaLinearForm FormOf(CudaOp op, int32_t tokens) const;
   // Forward and Head queue this op alone from now on, with what its buffers hold; nullopt: all. For timing one by one.
   void Only(std::optional<CudaOp> op) { only_ = op; }
   // A planted error, for tests that must notice it: from now on a token is rotated as if it stood `tokens` further, and
@@ -139,7 +152,14 @@ class CudaLlama {
     DeviceBuffer attention_norm, mlp_norm;
     Linear qkv, o, gate_up, down;
   };
+  // What a kind of linear reads and writes.
+  struct LinearPlace {
+    Linear Layer::*linear;
+    const DeviceBuffer *x, *out;
+  };
+  using Ways = std::array<CudaLinearWay, kCudaLinearNames.size()>;
   class Loader;
+  class Tuner;
 
   CudaLlama(const ModelConfig& config, const CudaModelLimits& limits, const CudaPrecision& precision)
       : config_(config), limits_(limits), precision_(precision) {}
@@ -147,12 +167,25 @@ class CudaLlama {
     if (!fp8) return {.bf16 = reinterpret_cast<cuda::Bf16*>(values)};
     return {.fp8 = reinterpret_cast<cuda::Fp8*>(values), .scales = scales.as<float>()};
   }
+  static CudaLinearKind KindOf(CudaOp op) {
+    switch (op) {
+      case CudaOp::kQkv: return CudaLinearKind::kQkv;
+      case CudaOp::kO: return CudaLinearKind::kO;
+      case CudaOp::kGateUp: return CudaLinearKind::kGateUp;
+      case CudaOp::kDown: return CudaLinearKind::kDown;
+      default: return CudaLinearKind::kHead;
+    }
+  }
+  // The own kernel reaches so far.
   static bool RunsOwn(const Linear& w, int32_t tokens) {
     return w.skinny != nullptr && tokens <= cuda::kSkinnyTokensMax;
   }
   bool Runs(CudaOp op) const { return !only_ || *only_ == op; }
   Result<void> Allocate();
   Result<void> UploadRope();
+  CudaLinearWay WayOf(const Linear& w, int32_t tokens) const;
+  Result<void> Product(cuda::Queue& queue, const Linear& w, const CudaLinearWay& way, const cuda::Rows& x,
+                       int32_t tokens, void* out, bool out_f32);
   // What the output still lacks; nothing in bf16, with a bias or in f32.
   Result<cuda::Factors> Multiply(cuda::Queue& queue, const Linear& w, const cuda::Rows& x, int32_t tokens, void* out,
                                  bool out_f32);
@@ -172,6 +205,7 @@ class CudaLlama {
   DeviceBuffer embedding_, final_norm_, rope_;
   Linear lm_head_;
   std::vector<Layer> layers_;
+  CudaLinearPlan plan_;
   cuda::DecodeAttention decode_attention_;
   cuda::ClusterAttention cluster_attention_;
   std::optional<CudaOp> only_;

@@ -58,15 +58,20 @@ Result<std::unique_ptr<CublasLt>> CublasLt::Create() {
   return std::unique_ptr<CublasLt>(new CublasLt());
 }
 
-Result<void> CublasLt::Tune(CudaStream&, const LtShape&, std::span<const void* const>, LtOperands) {
-  return {};
+std::string CublasLt::Version() const {
+  return "emulated";
 }
 
-Result<LtChoice> CublasLt::ChoiceOf(const LtShape&) {
-  return LtChoice{0, 1};
+// Three that do the same; the second is said to be the fastest.
+Result<std::vector<LtCandidate>> CublasLt::TimeCandidates(CudaStream&, const LtShape& shape,
+                                                          std::span<const void* const>, LtOperands) {
+  return std::vector<LtCandidate>{{{1, static_cast<uint64_t>(shape.m)}, Nanos(3000)},
+                                  {{2, static_cast<uint64_t>(shape.m)}, Nanos(2000)},
+                                  {{3, static_cast<uint64_t>(shape.m)}, Nanos(4000)}};
 }
 
-Result<void> CublasLt::Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands) {
+Result<void> CublasLt::Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands,
+                                const LtAlgorithm&) {
   if (shape.fp8 && (shape.n % 16 != 0 || shape.k % 16 != 0))
     return Error(Code::kUnsupported, "e4m3 needs multiples of 16");
   return CudaStatus(emulation::Submit(stream, [=] { Product(shape, operands); }), "product");

@@ -100,6 +100,8 @@ class CommandLine(unittest.TestCase):
         (["--dtype", "fp3"], ["dtype", "fp3", "int8"]),
         (["--max_seq_len", 9000], ["max_seq_len", "9000", "8192"]),
         (["--gemm_plugin", "cublas"], ["gemm_plugin", "cublas", "disable"]),
+        (["--device", "cuda", "--gemm_plugin", "fp8"], ["gemm_plugin", "fp8", "--dtype fp8"]),
+        (["--device", "cuda", "--gemm_plugin", "float16"], ["gemm_plugin", "float16", "auto, disable, bfloat16, fp8"]),
         (["--kv_cache_type", "continuous"], ["kv_cache_type", "continuous", "paged"]),
         (["--max_num_tokens", 64, "--max_batch_size", 128], ["max_num_tokens", "64", "max_batch_size of 128"]),
         (["--device", "tpu"], ["--device", "tpu"]),

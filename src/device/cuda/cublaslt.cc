@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <iterator>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -14,6 +14,7 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 constexpr int kCandidatesMax = 8;
+constexpr int kTimingRounds = 4;
 // By name through the loader's path first, then where the toolkit puts it.
 constexpr const char* kNames[] = {"libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13",
                                   "/usr/local/cuda/lib/libcublasLt.so.13"};
@@ -34,6 +35,7 @@ struct CublasLt::Library {
   X(cublasLtDestroy)                 \
   X(cublasLtGetVersion)              \
   X(cublasLtMatmul)                  \
+  X(cublasLtMatmulAlgoCheck)         \
   X(cublasLtMatmulAlgoGetHeuristic)  \
   X(cublasLtMatmulDescCreate)        \
   X(cublasLtMatmulDescDestroy)       \
@@ -92,7 +94,7 @@ struct CublasLt::Plan {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
   cublasLtMatmulHeuristicResult_t candidates[kCandidatesMax];
-  size_t count = 0, choice = 0;
+  size_t count = 0;
 };
 
 CublasLt::CublasLt() : library_(std::make_unique<Library>()) {}
@@ -127,28 +129,50 @@ Result<void> CublasLt::Describe(const LtShape& shape, Plan& plan) {
   return LtStatus(lt.cublasLtMatrixLayoutCreate(&plan.out, out, n, m, shape.n), "layout of out");
 }
 
-Result<CublasLt::Plan*> CublasLt::Find(const LtShape& shape) {
-  auto found = plans_.find(shape);
-  if (found != plans_.end()) return found->second.get();
+std::string CublasLt::Version() const {
+  return std::to_string(library_->cublasLtGetVersion());
+}
+
+// The library's candidates, the best by its own judgement first.
+Result<void> CublasLt::Offer(const LtShape& shape, Plan& plan) {
   const Library& lt = *library_;
-  auto plan = std::make_unique<Plan>(lt);
-  RETURN_IF_ERROR(Describe(shape, *plan));
   cublasLtMatmulPreference_t preference = nullptr;
   RETURN_IF_ERROR(LtStatus(lt.cublasLtMatmulPreferenceCreate(&preference), "preference"));
   size_t bytes = kWorkspaceBytes;
   lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
   int count = 0;
   cublasStatus_t status =
-      lt.cublasLtMatmulAlgoGetHeuristic(static_cast<cublasLtHandle_t>(handle_), plan->operation, plan->w, plan->x,
-                                        plan->out, plan->out, preference, kCandidatesMax, plan->candidates, &count);
+      lt.cublasLtMatmulAlgoGetHeuristic(static_cast<cublasLtHandle_t>(handle_), plan.operation, plan.w, plan.x,
+                                        plan.out, plan.out, preference, kCandidatesMax, plan.candidates, &count);
   lt.cublasLtMatmulPreferenceDestroy(preference);
   RETURN_IF_ERROR(LtStatus(status, "candidates"));
   for (int i = 0; i < count; ++i)
-    if (plan->candidates[i].state == CUBLAS_STATUS_SUCCESS) plan->candidates[plan->count++] = plan->candidates[i];
-  if (plan->count == 0)
-    return Error(Code::kUnsupported, fmt::format("cuBLASLt has no candidate for {} x {} x {} in {}", shape.m, shape.n,
-                                                 shape.k, shape.fp8 ? "e4m3" : "bf16"));
-  return plans_.emplace(shape, std::move(plan)).first->second.get();
+    if (plan.candidates[i].state == CUBLAS_STATUS_SUCCESS) plan.candidates[plan.count++] = plan.candidates[i];
+  if (plan.count > 0) return {};
+  return Error(Code::kUnsupported, fmt::format("cuBLASLt has no candidate for {} x {} x {} in {}", shape.m, shape.n,
+                                               shape.k, shape.fp8 ? "e4m3" : "bf16"));
+}
+
+Result<CublasLt::Plan*> CublasLt::Find(const LtShape& shape, const LtAlgorithm& algorithm) {
+  auto found = plans_.find({shape, algorithm});
+  if (found != plans_.end()) return found->second.get();
+  const Library& lt = *library_;
+  auto plan = std::make_unique<Plan>(lt);
+  RETURN_IF_ERROR(Describe(shape, *plan));
+  if (algorithm != LtAlgorithm{}) {
+    static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(LtAlgorithm));
+    cublasLtMatmulHeuristicResult_t& wanted = plan->candidates[0];
+    cublasLtMatmulAlgo_t words;
+    std::memcpy(&words, algorithm.data(), sizeof words);
+    cublasStatus_t status = lt.cublasLtMatmulAlgoCheck(static_cast<cublasLtHandle_t>(handle_), plan->operation, plan->w,
+                                                       plan->x, plan->out, plan->out, &words, &wanted);
+    if (status == CUBLAS_STATUS_SUCCESS && wanted.workspaceSize <= kWorkspaceBytes) {
+      wanted.algo = words;
+      plan->count = 1;
+    }
+  }
+  if (plan->count == 0) RETURN_IF_ERROR(Offer(shape, *plan));
+  return plans_.emplace(std::pair(shape, algorithm), std::move(plan)).first->second.get();
 }
 
 Result<void> CublasLt::Run(CUstream_st* stream, const Plan& plan, size_t candidate, const LtOperands& operands) {
@@ -160,42 +184,40 @@ Result<void> CublasLt::Run(CUstream_st* stream, const Plan& plan, size_t candida
       "product");
 }
 
-Result<void> CublasLt::Tune(CudaStream& stream, const LtShape& shape, std::span<const void* const> weights,
-                            LtOperands operands) {
-  ASSIGN_OR_RETURN(Plan * plan, Find(shape));
+Result<std::vector<LtCandidate>> CublasLt::TimeCandidates(CudaStream& stream, const LtShape& shape,
+                                                          std::span<const void* const> weights, LtOperands operands) {
+  Plan plan(*library_);
+  RETURN_IF_ERROR(Describe(shape, plan));
+  RETURN_IF_ERROR(Offer(shape, plan));
   ASSIGN_OR_RETURN(CudaEvent begin, CudaEvent::Create());
   ASSIGN_OR_RETURN(CudaEvent end, CudaEvent::Create());
+  std::vector<LtCandidate> out(plan.count);
+  for (size_t i = 0; i < out.size(); ++i) {
+    std::memcpy(out[i].algorithm.data(), &plan.candidates[i].algo, sizeof(LtAlgorithm));
+    out[i].time = Nanos::max();
+  }
   // Rounds over the candidates rather than one after the other: clocks move while they are timed. The first round warms
   // up.
-  Nanos best[kCandidatesMax];
-  std::fill(std::begin(best), std::end(best), Nanos::max());
-  for (int round = 0; round < 4; ++round) {
-    for (size_t i = 0; i < plan->count; ++i) {
+  for (int round = 0; round < kTimingRounds; ++round) {
+    for (size_t i = 0; i < plan.count; ++i) {
       RETURN_IF_ERROR(stream.Record(begin));
       for (const void* w : weights) {
         operands.w = w;
-        RETURN_IF_ERROR(Run(stream.get(), *plan, i, operands));
+        RETURN_IF_ERROR(Run(stream.get(), plan, i, operands));
       }
       RETURN_IF_ERROR(stream.Record(end));
       RETURN_IF_ERROR(end.Wait());
       ASSIGN_OR_RETURN(Nanos time, end.Since(begin));
-      if (round > 0) best[i] = std::min(best[i], time);
+      if (round > 0) out[i].time = std::min(out[i].time, time / static_cast<int64_t>(weights.size()));
     }
   }
-  plan->choice = static_cast<size_t>(std::min_element(best, best + plan->count) - best);
-  // Within what a repeat moves, the first candidate stays.
-  if (static_cast<double>(best[plan->choice].count()) > 0.98 * static_cast<double>(best[0].count())) plan->choice = 0;
-  return {};
+  return out;
 }
 
-Result<LtChoice> CublasLt::ChoiceOf(const LtShape& shape) {
-  ASSIGN_OR_RETURN(const Plan* plan, Find(shape));
-  return LtChoice{plan->choice, plan->count};
-}
-
-Result<void> CublasLt::Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands) {
-  ASSIGN_OR_RETURN(const Plan* plan, Find(shape));
-  return Run(stream, *plan, plan->choice, operands);
+Result<void> CublasLt::Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands,
+                                const LtAlgorithm& algorithm) {
+  ASSIGN_OR_RETURN(const Plan* plan, Find(shape, algorithm));
+  return Run(stream, *plan, 0, operands);
 }
 
 }  // namespace ekiben

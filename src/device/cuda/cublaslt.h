@@ -1,18 +1,21 @@
 // out[m][n] = x[m][k] * w[n][k]^T in bf16 or e4m3 through cuBLASLt, which is loaded when a backend starts: a machine
 // without the library still runs everything else.
 //
-// One plan per shape, found at its first use and kept: cuBLASLt's first candidate, or the fastest when Tune timed them
-// before. Sums are f32; `out` is bf16 or f32. Of e4m3 operands it is the product of the codes, with the tensor cores'
-// fast accumulation: the mode that takes a factor per row of w and of x costs up to 1.9 times as much with few rows
-// (docs/gpu.md, ladder 1) and does not write f32.
+// One plan per shape and algorithm, made at its first use and kept. Sums are f32; `out` is bf16 or f32. Of e4m3
+// operands it is the product of the codes, with the tensor cores' fast accumulation: the mode that takes a factor per
+// row of w and of x costs up to 1.9 times as much with few rows (docs/gpu.md, ladder 1) and does not write f32.
 // Row-major throughout: column-major T,N inside. Thread: one.
 #pragma once
+#include <array>
 #include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <span>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "base/result.h"
 #include "device/cuda/cuda_device.h"
@@ -32,9 +35,13 @@ struct LtOperands {
   void* out = nullptr;
 };
 
-// Which of cuBLASLt's candidates a shape runs with.
-struct LtChoice {
-  size_t index = 0, count = 0;
+// The library's own words for one of its algorithms, good for its version alone; all zero stands for its first
+// candidate.
+using LtAlgorithm = std::array<uint64_t, 8>;
+
+struct LtCandidate {
+  LtAlgorithm algorithm{};
+  Nanos time{};  // of one product
 };
 
 class CublasLt {
@@ -43,27 +50,28 @@ class CublasLt {
   static Result<std::unique_ptr<CublasLt>> Create();
   ~CublasLt();
 
-  // Times every candidate for the shape over `weights` in turn (several, so that they do not come from the L2 cache)
-  // and keeps the fastest. Waits for the device. operands.out is overwritten. Errors: no candidate for the shape.
-  Result<void> Tune(CudaStream& stream, const LtShape& shape, std::span<const void* const> weights,
-                    LtOperands operands);
-  // What Multiply runs for the shape.
-  Result<LtChoice> ChoiceOf(const LtShape& shape);
-  // Queues one product on `stream`.
-  Result<void> Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands);
+  std::string Version() const;  // "130100"
+  // The library's candidates for the shape in its order, each timed over `weights` in turn (several, so that they do
+  // not come from the L2 cache). Waits for the device. operands.out is overwritten. Errors: no candidate.
+  Result<std::vector<LtCandidate>> TimeCandidates(CudaStream& stream, const LtShape& shape,
+                                                  std::span<const void* const> weights, LtOperands operands);
+  // Queues one product on `stream`, by the library's first candidate where `algorithm` is none for this shape.
+  Result<void> Multiply(CUstream_st* stream, const LtShape& shape, const LtOperands& operands,
+                        const LtAlgorithm& algorithm = {});
 
  private:
   struct Library;
   struct Plan;
   CublasLt();
-  Result<Plan*> Find(const LtShape& shape);
+  Result<Plan*> Find(const LtShape& shape, const LtAlgorithm& algorithm);
   Result<void> Describe(const LtShape& shape, Plan& plan);
+  Result<void> Offer(const LtShape& shape, Plan& plan);
   Result<void> Run(CUstream_st* stream, const Plan& plan, size_t candidate, const LtOperands& operands);
 
   std::unique_ptr<Library> library_;
   void* handle_ = nullptr;
   DeviceBuffer workspace_;
-  std::map<LtShape, std::unique_ptr<Plan>> plans_;
+  std::map<std::pair<LtShape, LtAlgorithm>, std::unique_ptr<Plan>> plans_;
 };
 
 }  // namespace ekiben
