@@ -209,7 +209,7 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(set(result["peaks"]), {"bf16_operations_per_s", "fp8_operations_per_s", "read_bytes_per_s"})
         rows = {row["op"]: row for row in result["ops"]}
         self.assertEqual(rows["gate_up"]["bytes"], 2 * (384 * 128 + 2 * 128 + 2 * 384))
-        self.assertEqual(rows["gate_up"]["kernel"], "own")
+        self.assertRegex(rows["gate_up"]["kernel"], "^(own|cuBLASLt [0-9]+)$")  # what was faster when it was built
 
     def test_an_engine_for_another_device(self):
         engine = self.folder / "for_cuda"
