@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "base/arithmetic.h"
+#include "device/cuda/host_upload.h"
 #include "model/rope_table.h"
 #include "weights/checkpoint.h"
 
@@ -86,6 +87,9 @@ class CudaLlama::Loader {
   Result<void> All() {
     ASSIGN_OR_RETURN(stream_, CudaStream::Create());
     queue_.stream = stream_.get();
+    if (tensors_ != nullptr) {
+      ASSIGN_OR_RETURN(upload_, HostUpload::Create(stream_));
+    }
     const ModelConfig& c = model_.config_;
     const int32_t hidden = c.hidden_size, query = c.num_attention_heads * c.head_dim,
                   key = c.num_key_value_heads * c.head_dim;
@@ -158,7 +162,7 @@ class CudaLlama::Loader {
         return Error(Code::kInvalid,
                      fmt::format("engine tensor '{}' has {} bytes; build it again", name, tensor->bytes));
       RETURN_IF_ERROR(Reserve(staging_, tensor->bytes));
-      RETURN_IF_ERROR(stream_.Copy(staging_.data(), tensor->data, tensor->bytes));
+      RETURN_IF_ERROR(upload_->Copy(staging_.data(), tensor->data, tensor->bytes));
       cuda::UnpackBf16(queue_, out, staging_.as<Bf16>(), rows, columns);
     }
     return {};
@@ -200,20 +204,17 @@ class CudaLlama::Loader {
     if (columns % info.block_elements != 0 || tensor->bytes != static_cast<size_t>(rows) * row_bytes)
       return Error(Code::kInvalid,
                    fmt::format("engine tensor 'embedding' has {} bytes; build it again", tensor->bytes));
-    // On the host, once: a row at a time through f32, in slices that stay small.
-    constexpr int32_t kSlice = 4096;
-    std::vector<float> values(static_cast<size_t>(std::min(rows, kSlice)) * static_cast<size_t>(columns));
-    std::vector<Bf16> rounded(values.size());
-    for (int32_t row = 0; row < rows; row += kSlice) {
-      auto wanted = static_cast<size_t>(std::min(kSlice, rows - row)) * static_cast<size_t>(columns);
-      Dequantize(tensor->dtype, tensor->data + static_cast<size_t>(row) * row_bytes, static_cast<int64_t>(wanted),
-                 values.data());
-      for (size_t i = 0; i < wanted; ++i) rounded[i] = F32ToBF16(values[i]);
-      RETURN_IF_ERROR(
-          stream_.Copy(model_.embedding_.as<Bf16>() + int64_t{row} * columns, rounded.data(), wanted * sizeof(Bf16)));
-      RETURN_IF_ERROR(stream_.Wait());
-    }
-    return {};
+    // On the host, once: a row at a time through f32.
+    const auto width = static_cast<size_t>(columns);
+    auto make = [&](size_t begin, size_t end, std::byte* out) {
+      std::vector<float> values(width);
+      auto* rounded = reinterpret_cast<Bf16*>(out);
+      for (size_t row = begin / (width * sizeof(Bf16)); row < end / (width * sizeof(Bf16)); ++row, rounded += width) {
+        Dequantize(tensor->dtype, tensor->data + row * row_bytes, columns, values.data());
+        for (size_t i = 0; i < width; ++i) rounded[i] = F32ToBF16(values[i]);
+      }
+    };
+    return upload_->Make(model_.embedding_.data(), model_.embedding_.size(), width * sizeof(Bf16), make);
   }
 
   // The buffers are reused in stream order: a copy into one starts when what read it before is done.
@@ -228,6 +229,7 @@ class CudaLlama::Loader {
   const EngineTensors* tensors_;
   uint64_t seed_;
   CudaStream stream_;
+  std::unique_ptr<HostUpload> upload_;  // with tensors
   cuda::Queue queue_{.dependent = false};
   DeviceBuffer staging_, wide_;  // a tensor as packed; a linear in bf16 before it is rounded
 };
@@ -421,6 +423,7 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
   if (Runs(CudaOp::kEmbedding))
     cuda::EmbeddingLookup(queue, x, embedding_.as<Bf16>(), batch.source, batch.last_tokens, tokens, c.hidden_size);
   for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
+    if (batch.ends_only && i > 0 && i + 1 < c.num_hidden_layers) continue;
     const Layer& layer = layers_[static_cast<size_t>(i)];
     cuda::Rows h = h_.rows(layer.qkv.fp8);
     if (Runs(CudaOp::kNorm))
