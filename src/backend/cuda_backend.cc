@@ -168,7 +168,7 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   out->outputs_max_ = RoundUp(config.max_batch_size, 128);
   CudaModelLimits limits{config.max_seq_len, std::max(config.max_num_tokens, out->outputs_max_), out->outputs_max_};
   CudaPrecision precision{.fp8_linears = config.fp8};
-  RETURN_IF_ERROR(CheckCudaWeightsFit(model, precision));
+  RETURN_IF_ERROR(CheckCudaWeightsFit(model, precision, tensors));
   if (tensors != nullptr) {
     ASSIGN_OR_RETURN(out->model_, CudaLlama::Load(model, *tensors, limits, precision));
   } else {
