@@ -46,12 +46,12 @@ OPTIONS = [
     ("the article's values", "--max_batch_size 2048 --max_num_tokens 2048 --max_input_len 2048 --enable_chunked_context enable "
                              "--multiple_profiles enable --gemm_plugin {gemm} --preprocessing_instance_count 1 "
                              "--postprocessing_instance_count 8"),
-    ("gemm_plugin disable", "--gemm_plugin disable"),
-    ("gemm_plugin bfloat16", "--gemm_plugin {gemm}"),
-    ("multiple_profiles disable", "--multiple_profiles disable"),
-    ("enable_chunked_context disable", "--enable_chunked_context disable"),
     ("kv_cache_dtype fp8", "--kv_cache_dtype fp8"),
+    ("enable_chunked_context disable", "--enable_chunked_context disable"),
     ("postprocessing_instance_count 8", "--postprocessing_instance_count 8"),
+    ("gemm_plugin disable", "--gemm_plugin disable"),
+    ("multiple_profiles disable", "--multiple_profiles disable"),
+    ("gemm_plugin bfloat16", "--gemm_plugin {gemm}"),
 ]
 
 # vLLM 0.26.0 (torch 2.11, FlashAttention 3, graphs; defaults but for prefix caching, off) on this kind of machine, the same
@@ -229,7 +229,7 @@ class Rows:
         gemm = "fp8" if self.dtype == "fp8" else "bfloat16"
         for name, options in OPTIONS:
             options = options.format(gemm=gemm)
-            if self.left() < 15 + len(USERS) * (self.args.option_ramp + self.args.option_duration):
+            if self.left() < 12 + len(USERS) * (self.args.option_ramp + self.args.option_duration):
                 self.out["left_out"].append(f"options {name}")
                 say(f"left out: options {name}")
                 continue

@@ -29,6 +29,21 @@ constexpr int32_t kStairsFrom = 64, kStairsTo = 512, kCostTokensMax = 2048;  // 
 // Graphs of the shapes that are not sparse are made for so long before ready; the rest in idle gaps.
 constexpr Nanos kCaptureTimeMax = std::chrono::milliseconds(1500);
 
+// What opening spends its time in, for the log.
+class Phases {
+ public:
+  void End(const char* phase) {
+    Nanos now = SystemClock::Get().Now();
+    text_ += fmt::format("{}{} {:.2f} s", text_.empty() ? "" : ", ", phase, Seconds(now - last_));
+    last_ = now;
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  Nanos last_ = SystemClock::Get().Now();
+  std::string text_;
+};
+
 class CudaBackend final : public Backend {
  public:
   static Result<CudaBackendParts> Open(const ModelConfig& model, const EngineTensors* tensors,
@@ -77,7 +92,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaBackendConfig& config) : config_(config) {}
   Result<void> Allocate(const ModelConfig& model);
   Result<void> AllocateCache(const ModelConfig& model);
-  Result<void> WarmUp();
+  Result<void> WarmUp(Phases& phases);
   Result<void> ChooseLinears();
   Result<void> WarmUpShapes();
   Result<void> MeasureCosts();
@@ -126,6 +141,7 @@ class CudaBackend final : public Backend {
   std::vector<uint8_t> captured_;  // by shape: it has its graph
   size_t next_capture_ = 0;        // shapes before it have theirs
   size_t graph_bytes_ = 0;
+  bool ends_only_ = false;  // while warming up: two layers stand for all
   Flight flights_[kTicketsMax];
   uint64_t next_ticket_ = 1, next_finish_ = 1;
 
@@ -140,7 +156,9 @@ class CudaBackend final : public Backend {
 
 Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const EngineTensors* tensors,
                                            const CudaBackendConfig& config) {
+  Phases phases;
   ASSIGN_OR_RETURN(CudaDeviceInfo device, OpenCudaDevice());
+  phases.End("device");
   if (config.tokens_per_block < 16 || (config.tokens_per_block & (config.tokens_per_block - 1)) != 0)
     return Error(Code::kInvalid,
                  fmt::format("tokens_per_block: {} is not a power of two >= 16", config.tokens_per_block),
@@ -150,18 +168,22 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   out->outputs_max_ = RoundUp(config.max_batch_size, 128);
   CudaModelLimits limits{config.max_seq_len, std::max(config.max_num_tokens, out->outputs_max_), out->outputs_max_};
   CudaPrecision precision{.fp8_linears = config.fp8};
-  RETURN_IF_ERROR(CheckCudaWeightsFit(model, precision));
+  RETURN_IF_ERROR(CheckCudaWeightsFit(model, precision, tensors));
   if (tensors != nullptr) {
     ASSIGN_OR_RETURN(out->model_, CudaLlama::Load(model, *tensors, limits, precision));
   } else {
     ASSIGN_OR_RETURN(out->model_, CudaLlama::Synthesize(model, config.synth_seed, limits, precision));
   }
+  phases.End("weights");
   RETURN_IF_ERROR(out->Allocate(model));
   RETURN_IF_ERROR(out->AllocateCache(model));
+  phases.End("memory");
   out->item_shape_ = out->model_->item_shape(out->attention_);  // now with what suits the cache
-  RETURN_IF_ERROR(out->WarmUp());
+  RETURN_IF_ERROR(out->WarmUp(phases));
   ASSIGN_OR_RETURN(out->info_.attention_costs, MeasureAttention(*out, out->info_.step_costs));
   out->slots_[0] = {};
+  phases.End("costs of attention");
+  LOG_INFO("GPU ready in {}", phases.text());
   out->info_.name = "cuda";
   out->info_.description = fmt::format(
       "{}, driver {}.{}, graphs of {} of {} shapes of steps, attention {}, {}", device.name,
@@ -296,10 +318,13 @@ Result<void> CudaBackend::Pad(const CudaStepLayout& layout) {
 }
 
 // Every size once as it is, which loads its kernels and finds cuBLASLt's plans; then graphs.
-Result<void> CudaBackend::WarmUp() {
+Result<void> CudaBackend::WarmUp(Phases& phases) {
   RETURN_IF_ERROR(ChooseLinears());
+  phases.End("choice of kernels");
   RETURN_IF_ERROR(WarmUpShapes());
+  phases.End("first steps");
   RETURN_IF_ERROR(MeasureCosts());
+  phases.End("costs of steps");
   if (!config_.graphs) return {};
   ASSIGN_OR_RETURN(CudaMemoryInfo before, CudaMemory());
   Nanos begin = SystemClock::Get().Now();
@@ -311,6 +336,7 @@ Result<void> CudaBackend::WarmUp() {
   }
   ASSIGN_OR_RETURN(CudaMemoryInfo after, CudaMemory());
   graph_bytes_ = before.free_bytes - std::min(before.free_bytes, after.free_bytes);
+  phases.End("graphs");
   return CudaStatus(queue_.error, "warming up");
 }
 
@@ -326,6 +352,7 @@ Result<void> CudaBackend::ChooseLinears() {
 }
 
 Result<void> CudaBackend::WarmUpShapes() {
+  ends_only_ = true;
   int32_t tokens_before = 0;
   for (const CudaStepShape& shape : shapes_.all()) {
     CudaStepLayout layout = LayoutOf(shape);
@@ -338,6 +365,7 @@ Result<void> CudaBackend::WarmUpShapes() {
     RETURN_IF_ERROR(stream_.Wait());
     tokens_before = shape.tokens;
   }
+  ends_only_ = false;
   // The sampler too, as a greedy choice for slot 0.
   CudaStepLayout layout = LayoutOf(shapes_.all()[0]);
   RETURN_IF_ERROR(Pad(layout));
@@ -424,6 +452,7 @@ CudaBatch CudaBackend::Batch(const CudaStepLayout& layout, int32_t generation_it
   batch.generation_item_count = words + CudaStepLayout::kGenerationItemCount;
   batch.context_items_max = layout.context_items_max;
   batch.generation_items_max = generation_items_max;
+  batch.ends_only = ends_only_;
   return batch;
 }
 

@@ -16,10 +16,11 @@ constexpr size_t kReserveBytes = size_t{512} << 20;
 
 }  // namespace
 
-Result<void> CheckCudaWeightsFit(const ModelConfig& model, const CudaPrecision& precision) {
+Result<void> CheckCudaWeightsFit(const ModelConfig& model, const CudaPrecision& precision,
+                                 const EngineTensors* tensors) {
   ASSIGN_OR_RETURN(CudaMemoryInfo memory, CudaMemory());
-  const size_t weights = CudaLlama::WeightBytes(model, precision),
-               fp8 = CudaLlama::WeightBytes(model, {.fp8_linears = true});
+  const size_t weights = CudaLlama::WeightBytes(model, precision, tensors),
+               fp8 = CudaLlama::WeightBytes(model, {.fp8_linears = true}, nullptr);
   if (weights + kReserveBytes <= memory.free_bytes) return {};
   std::string cure = "take a smaller model, or a GPU with more memory";
   if (!precision.fp8_linears && fp8 + kReserveBytes <= memory.free_bytes)

@@ -7,7 +7,8 @@
 namespace ekiben {
 
 // Before anything is allocated.
-Result<void> CheckCudaWeightsFit(const ModelConfig& model, const CudaPrecision& precision);
+Result<void> CheckCudaWeightsFit(const ModelConfig& model, const CudaPrecision& precision,
+                                 const EngineTensors* tensors);
 
 // Of a block's keys and values in all layers.
 size_t CudaBlockBytes(const ModelConfig& model, const CudaBackendConfig& config);

@@ -81,7 +81,7 @@ Result<void> CudaOpTimer::Open(const EngineTensors* tensors) {
   tokens_max_ = *std::ranges::max_element(config_.tokens);
   rows_max_ = std::min(config_.rows_max, tokens_max_);
   const CudaPrecision precision{.fp8_linears = config_.fp8};
-  RETURN_IF_ERROR(CheckCudaWeightsFit(m_, precision));
+  RETURN_IF_ERROR(CheckCudaWeightsFit(m_, precision, tensors));
   const CudaModelLimits limits{config_.max_seq_len, tokens_max_, rows_max_};
   if (tensors != nullptr) {
     ASSIGN_OR_RETURN(model_, CudaLlama::Load(m_, *tensors, limits, precision));

@@ -22,6 +22,7 @@ json::object InspectEngine(const Engine& engine) {
                    {"pretrained_config", ToJson(engine.model)},
                    {"build_config", ToJson(engine.build)},
                    {"profiles", engine.profiles}};
+  if (!engine.fp8.empty()) out["fp8"] = engine.fp8;
   json::array tensors;
   for (const auto& [name, tensor] : engine.tensors)
     tensors.push_back({{"name", name},

@@ -30,7 +30,7 @@ void AddPackingOptions(CLI::App& app, BuildConfig& b) {
   Grouped(app.add_option(
       "--dtype", b.dtype,
       "Linear layers: auto keeps a quantised checkpoint's bits (int4, int8) and floats as bf16, and is bf16 on CUDA; "
-      "or f32, bf16, int8, int4; on CUDA bf16 or fp8, which the GPU makes of an engine of bf16"));
+      "or f32, bf16, int8, int4; on CUDA bf16 or fp8 (e4m3, for which the build rounds)"));
   Grouped(app.add_option("--max_beam_width", b.max_beam_width, "1: beam search is not offered"));
   Grouped(app.add_option("--opt_num_tokens", b.opt_num_tokens,
                          "Token count to choose kernels for when multiple_profiles is disabled; 0: max_batch_size"));

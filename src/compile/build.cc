@@ -13,6 +13,7 @@
 #include "device/buffer.h"
 #include "device/cpu_features.h"
 #include "device/thread_pool.h"
+#include "model/fp8_rounding.h"
 
 namespace ekiben {
 namespace {
@@ -70,6 +71,7 @@ Result<Piece> PieceOf(const Checkpoint& checkpoint, PackRule rule, const std::st
   const DType source = sources.front()->dtype;
   switch (rule.kind) {
     case PackRule::Kind::kLinear:
+      tensor.keeps_bf16 = dtype == "fp8" && Fp8Rounding::KeepsBf16(checkpoint.config, rule.name);
       tensor.packing = PackingFor(dtype, source, rule);
       tensor.bytes = PackedBytes(tensor.packing, rule.rows, rule.columns);
       break;
@@ -87,7 +89,8 @@ Result<Piece> PieceOf(const Checkpoint& checkpoint, PackRule rule, const std::st
   return Piece{std::move(rule), std::move(sources), std::move(tensor)};
 }
 
-Result<void> AddLinear(EngineFileWriter& writer, const Piece& piece, ThreadPool& pool) {
+// A tensor is shown to `fp8` (null: another dtype) before it is written.
+Result<void> AddLinear(EngineFileWriter& writer, const Piece& piece, ThreadPool& pool, Fp8Rounding* fp8) {
   std::vector<LinearSource> sources;
   for (const CheckpointTensor* source : piece.sources)
     sources.push_back({source->dtype, source->data, source->shape[0]});
@@ -95,22 +98,30 @@ Result<void> AddLinear(EngineFileWriter& writer, const Piece& piece, ThreadPool&
   std::span<std::byte> bytes(packed.data(), packed.size());
   auto result = PackLinear(piece.tensor.packing, piece.rule.columns, sources, bytes, &pool);
   if (!result.ok()) return std::move(result).error().Within(piece.rule.name);
+  if (fp8 != nullptr) {
+    fp8->Pass(piece.tensor, bytes);
+    fp8->Round(piece.tensor, bytes);
+  }
   return writer.Add(bytes);
 }
 
-Result<void> AddVector(EngineFileWriter& writer, const Piece& piece) {
+Result<void> AddVector(EngineFileWriter& writer, const Piece& piece, Fp8Rounding* fp8) {
   std::vector<float> values(static_cast<size_t>(piece.rule.rows));
   size_t at = 0;
   for (const CheckpointTensor* source : piece.sources) {
     Dequantize(source->dtype, source->data, source->shape[0], values.data() + at);
     at += static_cast<size_t>(source->shape[0]);
   }
+  if (fp8 != nullptr) fp8->Pass(piece.tensor, std::as_bytes(std::span(values)));
   return writer.Add(std::as_bytes(std::span(values)));
 }
 
-Result<void> AddEmbedding(EngineFileWriter& writer, const Piece& piece, ThreadPool& pool) {
+Result<void> AddEmbedding(EngineFileWriter& writer, const Piece& piece, ThreadPool& pool, Fp8Rounding* fp8) {
   const CheckpointTensor& source = *piece.sources.front();
-  if (piece.tensor.dtype == source.dtype) return writer.Add(std::span(source.data, source.bytes));
+  if (piece.tensor.dtype == source.dtype) {
+    if (fp8 != nullptr) fp8->Pass(piece.tensor, std::span(source.data, source.bytes));
+    return writer.Add(std::span(source.data, source.bytes));
+  }
   const DTypeInfo& info = InfoOf(source.dtype);
   const int64_t columns = piece.rule.columns;
   auto row_bytes = static_cast<size_t>(columns / info.block_elements * info.block_bytes);
@@ -120,11 +131,27 @@ Result<void> AddEmbedding(EngineFileWriter& writer, const Piece& piece, ThreadPo
       Dequantize(source.dtype, source.data + static_cast<size_t>(row) * row_bytes, columns,
                  values.data() + row * columns);
   });
+  if (fp8 != nullptr) fp8->Pass(piece.tensor, std::as_bytes(std::span(values)));
   return writer.Add(std::as_bytes(std::span(values)));
 }
 
-Result<std::string> PackAll(const Checkpoint& checkpoint, const BuildConfig& build, const std::filesystem::path& file,
-                            const ProgressFunction& progress) {
+json::object Describe(const Fp8Rounding& fp8, const ModelConfig& config) {
+  json::object kept;
+  for (const auto& [linear, why] : Fp8Rounding::Kept(config)) kept[linear] = why;
+  json::object out{{"calibration_tokens", fp8.tokens()},
+                   {"linears_rounded", fp8.linears_rounded()},
+                   {"keeps_bf16", std::move(kept)}};
+  if (fp8.tokens() == 0) out["note"] = "no tokenizer, so no text to round by: the GPU takes the nearest e4m3 values";
+  return out;
+}
+
+struct PackedFile {
+  std::string header_sha256;
+  json::object fp8;  // for config.json; empty for another dtype
+};
+
+Result<PackedFile> PackAll(const Checkpoint& checkpoint, const BuildConfig& build, const std::filesystem::path& file,
+                           const ProgressFunction& progress) {
   ASSIGN_OR_RETURN(std::vector<PackRule> rules, PackRules(checkpoint.config));
   std::vector<Piece> pieces;
   std::vector<EngineTensor> tensors;
@@ -135,17 +162,25 @@ Result<std::string> PackAll(const Checkpoint& checkpoint, const BuildConfig& bui
   }
   ThreadPool pool(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
   ASSIGN_OR_RETURN(auto writer, EngineFileWriter::Create(file, std::move(tensors), pool));
+  std::unique_ptr<Fp8Rounding> fp8;
+  if (build.dtype == "fp8") {
+    ASSIGN_OR_RETURN(std::vector<int32_t> ids, Fp8Rounding::TextIds(checkpoint));
+    fp8 = std::make_unique<Fp8Rounding>(checkpoint.config, std::move(ids), pool);
+  }
   int64_t done = 0;
   for (const Piece& piece : pieces) {
     progress({"pack", done++, std::ssize(pieces)});
     switch (piece.rule.kind) {
-      case PackRule::Kind::kLinear: RETURN_IF_ERROR(AddLinear(*writer, piece, pool)); break;
-      case PackRule::Kind::kVector: RETURN_IF_ERROR(AddVector(*writer, piece)); break;
-      case PackRule::Kind::kEmbedding: RETURN_IF_ERROR(AddEmbedding(*writer, piece, pool)); break;
+      case PackRule::Kind::kLinear: RETURN_IF_ERROR(AddLinear(*writer, piece, pool, fp8.get())); break;
+      case PackRule::Kind::kVector: RETURN_IF_ERROR(AddVector(*writer, piece, fp8.get())); break;
+      case PackRule::Kind::kEmbedding: RETURN_IF_ERROR(AddEmbedding(*writer, piece, pool, fp8.get())); break;
     }
   }
   progress({"pack", done, done});
-  return writer->Finish();
+  PackedFile out;
+  ASSIGN_OR_RETURN(out.header_sha256, writer->Finish());
+  if (fp8 != nullptr) out.fp8 = Describe(*fp8, checkpoint.config);
+  return out;
 }
 
 Result<void> MayReplace(const std::filesystem::path& out) {
@@ -175,6 +210,7 @@ Result<void> MoveIntoPlace(const std::filesystem::path& from, const std::filesys
 std::string EngineFingerprint(const Checkpoint& checkpoint, const BuildConfig& build) {
   Sha256 hash;
   hash.Update(fmt::format("ekiben engine {} {} ", kEngineVersion, Name(BestIsa())));
+  if (build.dtype == "fp8") hash.Update(fmt::format("fp8 {} ", kFp8RoundingVersion));
   hash.Update(checkpoint.fingerprint);
   hash.Update(json::serialize(ToJson(build)));
   return Hex(hash.Finish());
@@ -212,11 +248,11 @@ Result<void> BuildEngine(const Checkpoint& checkpoint, const BuildConfig& reques
   if (code)
     return Error(Code::kInvalid, fmt::format("output: {}: cannot create: {}", out.string(), code.message()), "output");
   auto write_all = [&]() -> Result<void> {
-    ASSIGN_OR_RETURN(std::string header_sha256, PackAll(checkpoint, build, folder / "rank0.engine", progress));
+    ASSIGN_OR_RETURN(PackedFile packed, PackAll(checkpoint, build, folder / "rank0.engine", progress));
     if (checkpoint.has_tokenizer)
       RETURN_IF_ERROR(text::WriteTokenizerSpec(checkpoint.tokenizer, (folder / "tokenizer.bin").string()));
     ASSIGN_OR_RETURN(MappedFile weights, MappedFile::Open(folder / "rank0.engine"));
-    ASSIGN_OR_RETURN(EngineTensors tensors, ReadEngineFile(weights, header_sha256, Verify::kHeader));
+    ASSIGN_OR_RETURN(EngineTensors tensors, ReadEngineFile(weights, packed.header_sha256, Verify::kHeader));
     json::object profiles;  // the CUDA backend chooses when it starts
     if (build.device == "cpu") {
       ASSIGN_OR_RETURN(profiles, ProfileLinears(tensors, build, progress));
@@ -229,7 +265,8 @@ Result<void> BuildEngine(const Checkpoint& checkpoint, const BuildConfig& reques
     config["fingerprint"] = EngineFingerprint(checkpoint, requested);
     config["checkpoint"] = {
         {"path", checkpoint.path.string()}, {"format", checkpoint.format}, {"fingerprint", checkpoint.fingerprint}};
-    config["rank0_header_sha256"] = header_sha256;
+    config["rank0_header_sha256"] = packed.header_sha256;
+    if (!packed.fp8.empty()) config["fp8"] = std::move(packed.fp8);
     config["built_on"] = DescribeCpu();
     progress({"write", 1, 1});
     return WriteFileAtomic(folder / "config.json", json::serialize(config));

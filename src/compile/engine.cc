@@ -56,6 +56,7 @@ Result<Engine> OpenEngine(const std::filesystem::path& path, Verify verify) {
     ASSIGN_OR_RETURN(tokenizer, text::ReadTokenizerSpec((path / "tokenizer.bin").string()));
   }
   ASSIGN_OR_RETURN(json::object profiles, ReadObject(path / "profiles.json"));
+  ASSIGN_OR_RETURN(const json::object* fp8, GetObject(config, "fp8"));
   return Engine{path,
                 std::move(model),
                 std::move(build_config),
@@ -63,6 +64,7 @@ Result<Engine> OpenEngine(const std::filesystem::path& path, Verify verify) {
                 std::move(tensors),
                 std::move(tokenizer),
                 std::move(profiles),
+                fp8 != nullptr ? *fp8 : json::object(),
                 std::move(weights),
                 Buffer()};
 }

@@ -69,6 +69,7 @@ struct Engine {
   EngineTensors tensors;
   text::TokenizerSpec tokenizer;
   json::object profiles;
+  json::object fp8;  // what a build for dtype fp8 did (model/fp8_rounding.h); else empty
   MappedFile weights;
   Buffer resident;  // see HoldInHugePages
 };

@@ -45,6 +45,7 @@ json::object Describe(const EngineTensor& tensor, size_t offset) {
   json::object entry{{"name", tensor.name}, {"kind", KindName(tensor.kind)}};
   if (tensor.kind == PackRule::Kind::kLinear) {
     entry["packing"] = Name(tensor.packing);
+    if (tensor.keeps_bf16) entry["keeps_bf16"] = true;
   } else {
     entry["dtype"] = Name(tensor.dtype);
   }
@@ -218,6 +219,8 @@ Result<EngineTensor> ReadTensor(const json::object& entry, std::span<const std::
   if (tensor.kind == PackRule::Kind::kLinear) {
     ASSIGN_OR_RETURN(auto packing, GetString(entry, "packing"));
     ASSIGN_OR_RETURN(tensor.packing, PackingNamed(packing.value_or("")));
+    ASSIGN_OR_RETURN(auto keeps_bf16, GetBool(entry, "keeps_bf16"));
+    tensor.keeps_bf16 = keeps_bf16.value_or(false);
     wanted = PackedBytes(tensor.packing, tensor.rows, tensor.columns);
   } else {
     ASSIGN_OR_RETURN(auto dtype, GetString(entry, "dtype"));

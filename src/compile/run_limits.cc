@@ -29,11 +29,6 @@ Result<void> Lower(std::string_view field, int32_t asked, const std::filesystem:
   return {};
 }
 
-// fp8 is made from bf16 rows by the device that loads them.
-std::string_view StoredAs(std::string_view dtype) {
-  return dtype == "fp8" ? "bf16" : dtype;
-}
-
 // Options that went into the engine's weights or profile.
 Result<void> SameAsBuilt(const BuildConfig& options, const Engine& engine) {
   const BuildConfig said_nothing;
@@ -44,7 +39,7 @@ Result<void> SameAsBuilt(const BuildConfig& options, const Engine& engine) {
                              "{} --device {}`",
                              engine.path.string(), built.device, built.device, engine.path.string(), options.device),
                  "device");
-  if (options.dtype != said_nothing.dtype && StoredAs(options.dtype) != StoredAs(built.dtype))
+  if (options.dtype != said_nothing.dtype && options.dtype != built.dtype)
     return NeedsBuild("dtype", options.dtype, built.dtype, engine.path);
   if (options.tokens_per_block != said_nothing.tokens_per_block && options.tokens_per_block != built.tokens_per_block)
     return NeedsBuild("tokens_per_block", std::to_string(options.tokens_per_block),
@@ -82,9 +77,8 @@ BuildConfig WithLimits(BuildConfig options, const RunLimits& limits) {
 BuildConfig CacheBuild(const BuildConfig& wanted) {
   BuildConfig out;
   out.device = wanted.device;
-  out.dtype = StoredAs(wanted.dtype);
-  // What is stored is bf16; a run in fp8 chooses its kernels when it starts.
-  if (wanted.device == "cuda") out.gemm_plugin = wanted.gemm_plugin == "fp8" ? "bfloat16" : wanted.gemm_plugin;
+  out.dtype = wanted.dtype;
+  if (wanted.device == "cuda") out.gemm_plugin = wanted.gemm_plugin;
   out.multiple_profiles = wanted.multiple_profiles;
   if (!wanted.multiple_profiles) {  // the one token count that kernels are chosen for
     out.opt_num_tokens = wanted.opt_num_tokens;
@@ -99,7 +93,6 @@ Result<BuildConfig> CapBuilt(const Engine& engine, const BuildConfig& options, c
   RETURN_IF_ERROR(Validate(options, engine.model));
   RETURN_IF_ERROR(SameAsBuilt(options, engine));
   BuildConfig out = engine.build;
-  if (options.dtype != BuildConfig().dtype) out.dtype = options.dtype;
   RETURN_IF_ERROR(Lower("max_num_tokens", limits.max_num_tokens, engine.path, out.max_num_tokens));
   if (limits.max_batch_size == 0) out.max_batch_size = std::min(out.max_batch_size, out.max_num_tokens);
   RETURN_IF_ERROR(Lower("max_batch_size", limits.max_batch_size, engine.path, out.max_batch_size));

@@ -6,7 +6,9 @@
 #include <iterator>
 
 #include "base/arithmetic.h"
+#include "device/cuda/host_upload.h"
 #include "model/rope_table.h"
+#include "ops/e4m3_rounding.h"
 #include "weights/checkpoint.h"
 
 namespace ekiben {
@@ -37,9 +39,13 @@ Result<void> CheckSupported(const ModelConfig& config, const CudaModelLimits& li
   return {};
 }
 
-// Whether the kernels of e4m3 take a linear of this shape.
-bool HoldsFp8(int64_t rows, int64_t columns) {
-  return rows % 16 == 0 && columns % 16 == 0 && columns <= cuda::kQuantizeColumnsMax;
+static_assert(kE4m3ColumnsMax == cuda::kQuantizeColumnsMax);
+
+// Whether the engine leaves a linear in bf16 where others are e4m3.
+bool KeepsBf16(const EngineTensors* tensors, const std::string& name) {
+  if (tensors == nullptr) return false;
+  auto it = tensors->find(name);
+  return it != tensors->end() && it->second.keeps_bf16;
 }
 
 }  // namespace
@@ -60,21 +66,26 @@ Result<CudaAttentionScratch> CudaAttentionScratch::Create(const ModelConfig& con
   return out;
 }
 
-size_t CudaLlama::WeightBytes(const ModelConfig& c, const CudaPrecision& precision) {
+size_t CudaLlama::WeightBytes(const ModelConfig& c, const CudaPrecision& precision, const EngineTensors* tensors) {
   auto size = [](int64_t value) { return static_cast<size_t>(value); };
-  auto linear = [&](int64_t rows, int64_t columns, bool bias, bool fp8) {
-    const bool codes = fp8 && HoldsFp8(rows, columns);
+  auto linear = [&](const std::string& name, int64_t rows, int64_t columns, bool bias, bool fp8) {
+    const bool codes = fp8 && HoldsE4m3(rows, columns) && !KeepsBf16(tensors, name);
     size_t bytes = size(rows * columns) * (codes ? sizeof(cuda::Fp8) : sizeof(Bf16));
     return bytes + size(rows) * sizeof(float) * (size_t{codes} + size_t{bias});
   };
   const bool fp8 = precision.fp8_linears;
   const int64_t hidden = c.hidden_size, query = int64_t{c.num_attention_heads} * c.head_dim,
                 key = int64_t{c.num_key_value_heads} * c.head_dim, wide = c.intermediate_size;
-  const size_t layer = linear(query + 2 * key, hidden, c.attention_bias, fp8) +
-                       linear(hidden, query, c.attention_out_bias, fp8) + linear(2 * wide, hidden, c.mlp_bias, fp8) +
-                       linear(hidden, wide, c.mlp_bias, fp8) + size(2 * hidden) * sizeof(float);
-  return size(int64_t{c.vocab_size} * hidden) * sizeof(Bf16) + layer * size(c.num_hidden_layers) +
-         size(hidden) * sizeof(float) + linear(c.vocab_size, hidden, false, false);
+  size_t bytes = size(int64_t{c.vocab_size} * hidden) * sizeof(Bf16) + size(hidden) * sizeof(float) +
+                 linear("lm_head", c.vocab_size, hidden, false, false);
+  for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
+    const std::string at = fmt::format("layers.{}.", i);
+    bytes += linear(at + "qkv", query + 2 * key, hidden, c.attention_bias, fp8) +
+             linear(at + "o", hidden, query, c.attention_out_bias, fp8) +
+             linear(at + "gate_up", 2 * wide, hidden, c.mlp_bias, fp8) +
+             linear(at + "down", hidden, wide, c.mlp_bias, fp8) + size(2 * hidden) * sizeof(float);
+  }
+  return bytes;
 }
 
 // Fills the weights, from an engine's tensors or, without, from a seed.
@@ -86,6 +97,9 @@ class CudaLlama::Loader {
   Result<void> All() {
     ASSIGN_OR_RETURN(stream_, CudaStream::Create());
     queue_.stream = stream_.get();
+    if (tensors_ != nullptr) {
+      ASSIGN_OR_RETURN(upload_, HostUpload::Create(stream_));
+    }
     const ModelConfig& c = model_.config_;
     const int32_t hidden = c.hidden_size, query = c.num_attention_heads * c.head_dim,
                   key = c.num_key_value_heads * c.head_dim;
@@ -158,7 +172,7 @@ class CudaLlama::Loader {
         return Error(Code::kInvalid,
                      fmt::format("engine tensor '{}' has {} bytes; build it again", name, tensor->bytes));
       RETURN_IF_ERROR(Reserve(staging_, tensor->bytes));
-      RETURN_IF_ERROR(stream_.Copy(staging_.data(), tensor->data, tensor->bytes));
+      RETURN_IF_ERROR(upload_->Copy(staging_.data(), tensor->data, tensor->bytes));
       cuda::UnpackBf16(queue_, out, staging_.as<Bf16>(), rows, columns);
     }
     return {};
@@ -166,7 +180,7 @@ class CudaLlama::Loader {
 
   Result<Linear> MakeLinear(CudaOp op, const std::string& name, int32_t rows, int32_t columns, bool bias, bool fp8) {
     Linear out{.op = op, .out_features = rows, .in_features = columns};
-    out.fp8 = fp8 && HoldsFp8(rows, columns);
+    out.fp8 = fp8 && HoldsE4m3(rows, columns) && !KeepsBf16(tensors_, name);
     auto count = static_cast<size_t>(rows) * static_cast<size_t>(columns);
     ASSIGN_OR_RETURN(out.weights, Allocate(count * (out.fp8 ? sizeof(cuda::Fp8) : sizeof(Bf16))));
     if (out.fp8) {
@@ -200,20 +214,17 @@ class CudaLlama::Loader {
     if (columns % info.block_elements != 0 || tensor->bytes != static_cast<size_t>(rows) * row_bytes)
       return Error(Code::kInvalid,
                    fmt::format("engine tensor 'embedding' has {} bytes; build it again", tensor->bytes));
-    // On the host, once: a row at a time through f32, in slices that stay small.
-    constexpr int32_t kSlice = 4096;
-    std::vector<float> values(static_cast<size_t>(std::min(rows, kSlice)) * static_cast<size_t>(columns));
-    std::vector<Bf16> rounded(values.size());
-    for (int32_t row = 0; row < rows; row += kSlice) {
-      auto wanted = static_cast<size_t>(std::min(kSlice, rows - row)) * static_cast<size_t>(columns);
-      Dequantize(tensor->dtype, tensor->data + static_cast<size_t>(row) * row_bytes, static_cast<int64_t>(wanted),
-                 values.data());
-      for (size_t i = 0; i < wanted; ++i) rounded[i] = F32ToBF16(values[i]);
-      RETURN_IF_ERROR(
-          stream_.Copy(model_.embedding_.as<Bf16>() + int64_t{row} * columns, rounded.data(), wanted * sizeof(Bf16)));
-      RETURN_IF_ERROR(stream_.Wait());
-    }
-    return {};
+    // On the host, once: a row at a time through f32.
+    const auto width = static_cast<size_t>(columns);
+    auto make = [&](size_t begin, size_t end, std::byte* out) {
+      std::vector<float> values(width);
+      auto* rounded = reinterpret_cast<Bf16*>(out);
+      for (size_t row = begin / (width * sizeof(Bf16)); row < end / (width * sizeof(Bf16)); ++row, rounded += width) {
+        Dequantize(tensor->dtype, tensor->data + row * row_bytes, columns, values.data());
+        for (size_t i = 0; i < width; ++i) rounded[i] = F32ToBF16(values[i]);
+      }
+    };
+    return upload_->Make(model_.embedding_.data(), model_.embedding_.size(), width * sizeof(Bf16), make);
   }
 
   // The buffers are reused in stream order: a copy into one starts when what read it before is done.
@@ -228,6 +239,7 @@ class CudaLlama::Loader {
   const EngineTensors* tensors_;
   uint64_t seed_;
   CudaStream stream_;
+  std::unique_ptr<HostUpload> upload_;  // with tensors
   cuda::Queue queue_{.dependent = false};
   DeviceBuffer staging_, wide_;  // a tensor as packed; a linear in bf16 before it is rounded
 };
@@ -306,10 +318,17 @@ cuda::AttentionItemShape CudaLlama::item_shape(const CudaAttentionScratch& scrat
           .clusters = cluster_attention_serves_ ? cluster_attention_.clusters() : 0};
 }
 
-// Unmeasured: the own kernel as far as it reaches, then what cuBLASLt offers first.
+bool CudaLlama::HasUsualType(const Linear& w) const {
+  for (const Linear* usual : {&usual_layer().qkv, &usual_layer().o, &usual_layer().gate_up, &usual_layer().down})
+    if (usual->op == w.op) return usual->fp8 == w.fp8;
+  return true;
+}
+
+// Unmeasured, or of another type than what was measured: the own kernel as far as it reaches, then what cuBLASLt offers
+// first.
 CudaLinearWay CudaLlama::WayOf(const Linear& w, int32_t tokens) const {
   const bool own = RunsOwn(w, tokens);
-  const CudaLinearWay* way = plan_.Find(KindOf(w.op), tokens);
+  const CudaLinearWay* way = HasUsualType(w) ? plan_.Find(KindOf(w.op), tokens) : nullptr;
   if (way == nullptr) return {.own = own};
   return way->own && !own ? CudaLinearWay{} : *way;
 }
@@ -339,7 +358,7 @@ Result<cuda::Factors> CudaLlama::Multiply(cuda::Queue& queue, const Linear& w, c
 }
 
 CudaLinearForm CudaLlama::FormOf(CudaOp op, int32_t tokens) const {
-  const Layer& layer = layers_[0];
+  const Layer& layer = usual_layer();
   const Linear* const all[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down, &lm_head_};
   const auto* found = std::ranges::find(all, op, [](const Linear* w) { return w->op; });
   CHECK(found != std::end(all));
@@ -421,6 +440,7 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
   if (Runs(CudaOp::kEmbedding))
     cuda::EmbeddingLookup(queue, x, embedding_.as<Bf16>(), batch.source, batch.last_tokens, tokens, c.hidden_size);
   for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
+    if (batch.ends_only && i > 0 && i + 1 < c.num_hidden_layers) continue;
     const Layer& layer = layers_[static_cast<size_t>(i)];
     cuda::Rows h = h_.rows(layer.qkv.fp8);
     if (Runs(CudaOp::kNorm))

@@ -3,8 +3,8 @@
 // Weights are bf16 rows: a linear of an engine in the packing bf16 is copied as it is and unpacked on the device, the
 // embedding is converted; or all of them are made on the device from a seed, for measuring shapes whose checkpoint is
 // not at hand. With fp8 the rows are then rounded to e4m3 with a factor each (an output channel), and a linear's input
-// is e4m3 with a factor a token, made by the op that computes it; a linear whose sizes are no multiples of 16 stays
-// bf16. Other activations are bf16, the residual stream and logits f32.
+// is e4m3 with a factor a token, made by the op that computes it; a linear whose sizes are no multiples of 16, or that
+// its engine keeps (model/fp8_rounding.h), stays bf16. Other activations are bf16, the residual stream and logits f32.
 // Forward queues kernels and returns; what it is given are device addresses. It allocates nothing, so it can be
 // captured into a graph as soon as the same shape has run once (cuBLASLt finds its plan in the first).
 // Errors: Load and Synthesize say what does not fit; Forward answers only what cuBLASLt or a launch refused, which is a
@@ -49,6 +49,8 @@ struct CudaBatch {
   const cuda::AttentionItem *context_items = nullptr, *generation_items = nullptr;
   const int32_t *context_item_count = nullptr, *generation_item_count = nullptr;
   int32_t context_items_max = 0, generation_items_max = 0;  // 0: none of the kind
+  // The first and the last layer stand for all: loads the kernels that a step of this size needs.
+  bool ends_only = false;
 };
 
 // The ops of a step, in the order in which a layer meets them.
@@ -92,7 +94,8 @@ class CudaLlama {
                                                        const CudaPrecision& precision = {});
 
   // What the weights of such a model take of the device's memory; weight_bytes() when it is loaded.
-  static size_t WeightBytes(const ModelConfig& config, const CudaPrecision& precision);
+  // `tensors`: the engine's, which may keep linears in bf16; null: weights made on the device.
+  static size_t WeightBytes(const ModelConfig& config, const CudaPrecision& precision, const EngineTensors* tensors);
 
   // Everything up to the final norm of the rows that need logits.
   Result<void> Forward(cuda::Queue& queue, const CudaBatch& batch, const cuda::KvLayout& kv,
@@ -183,6 +186,9 @@ class CudaLlama {
   bool Runs(CudaOp op) const { return !only_ || *only_ == op; }
   Result<void> Allocate();
   Result<void> UploadRope();
+  // What linears are measured on: an engine in fp8 may keep some of the first and the last layer's in bf16.
+  const Layer& usual_layer() const { return layers_[layers_.size() / 2]; }
+  bool HasUsualType(const Linear& w) const;
   CudaLinearWay WayOf(const Linear& w, int32_t tokens) const;
   Result<void> Product(cuda::Queue& queue, const Linear& w, const CudaLinearWay& way, const cuda::Rows& x,
                        int32_t tokens, void* out, bool out_f32);

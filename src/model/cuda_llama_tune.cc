@@ -32,6 +32,10 @@ class CudaLlama::Tuner {
     ASSIGN_OR_RETURN(begin_, CudaEvent::Create());
     ASSIGN_OR_RETURN(end_, CudaEvent::Create());
     queue_.stream = stream_.get();
+    for (const Layer& layer : model_.layers_)  // an engine in fp8 keeps some linears in bf16
+      if (model_.HasUsualType(layer.qkv) && model_.HasUsualType(layer.o) && model_.HasUsualType(layer.gate_up) &&
+          model_.HasUsualType(layer.down))
+        like_.push_back(&layer);
     // Zeros would be multiplied faster than what a step brings.
     for (CudaLinearKind kind : kLayerKinds) {
       const DeviceBuffer& x = *PlaceOf(kind).x;
@@ -52,7 +56,7 @@ class CudaLlama::Tuner {
 
   Result<CudaLinearBucket> Measure(int32_t first, int32_t tokens) {
     tokens_ = tokens;
-    layers_ = std::min(model_.layers_.size(), tokens > kManyTokens ? kLayersMany : kLayersFew);
+    layers_ = std::min(like_.size(), tokens > kManyTokens ? kLayersMany : kLayersFew);
     CudaLinearBucket out{.first = first, .tokens = tokens};
     Ways unmeasured, library;
     for (CudaLinearKind kind : kLayerKinds) {
@@ -85,19 +89,19 @@ class CudaLlama::Tuner {
     switch (kind) {
       case CudaLinearKind::kQkv: return {&Layer::qkv, &m.h_.values, &m.qkv_};
       case CudaLinearKind::kO:
-        return {&Layer::o, m.layers_[0].o.fp8 ? &m.attention_codes_.values : &m.attention_, &m.delta_};
+        return {&Layer::o, m.usual_layer().o.fp8 ? &m.attention_codes_.values : &m.attention_, &m.delta_};
       case CudaLinearKind::kGateUp: return {&Layer::gate_up, &m.h_.values, &m.gate_up_};
       default: return {&Layer::down, &m.mlp_.values, &m.delta_};
     }
   }
-  const Linear& LinearOf(CudaLinearKind kind) const { return model_.layers_[0].*PlaceOf(kind).linear; }
+  const Linear& LinearOf(CudaLinearKind kind) const { return model_.usual_layer().*PlaceOf(kind).linear; }
   bool HasOwn(const Linear& w) const { return RunsOwn(w, tokens_); }
 
   // The library's fastest candidate for one kind of linear.
   Result<CudaLinearWay> Library(CudaLinearKind kind) {
     LinearPlace place = PlaceOf(kind);
     std::vector<const void*> weights;
-    for (size_t i = 0; i < layers_; ++i) weights.push_back((model_.layers_[i].*place.linear).weights.data());
+    for (size_t i = 0; i < layers_; ++i) weights.push_back((like_[i]->*place.linear).weights.data());
     return Fastest(LinearOf(kind), weights, false, {.x = place.x->data(), .out = place.out->data()});
   }
 
@@ -120,7 +124,7 @@ class CudaLlama::Tuner {
       for (size_t i = 0; i < layers_; ++i) {
         for (CudaLinearKind kind : kLayerKinds) {
           LinearPlace place = PlaceOf(kind);
-          const Linear& w = model_.layers_[i].*place.linear;
+          const Linear& w = like_[i]->*place.linear;
           RETURN_IF_ERROR(model_.Product(queue_, w, ways[static_cast<size_t>(kind)],
                                          View(w.fp8, place.x->data(), model_.h_.scales), tokens_, place.out->data(),
                                          false));
@@ -177,6 +181,7 @@ class CudaLlama::Tuner {
   cuda::Queue queue_;
   DeviceBuffer logits_;
   int32_t tokens_ = 0;
+  std::vector<const Layer*> like_;  // the usual one in their types; it is one of them
   size_t layers_ = 0;
 };
 

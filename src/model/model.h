@@ -40,6 +40,7 @@ struct EngineTensor {
   std::string name;
   PackRule::Kind kind;
   Packing packing = Packing::kF32;  // kLinear
+  bool keeps_bf16 = false;          // kLinear: a run in fp8 leaves it in bf16
   DType dtype = DType::kF32;        // kVector (f32), kEmbedding (f32, f16, bf16, q8_0)
   int64_t rows = 0, columns = 0;
   const std::byte* data = nullptr;
