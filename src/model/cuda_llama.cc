@@ -440,7 +440,10 @@ Result<void> CudaLlama::Forward(cuda::Queue& queue, const CudaBatch& batch, cons
   if (Runs(CudaOp::kEmbedding))
     cuda::EmbeddingLookup(queue, x, embedding_.as<Bf16>(), batch.source, batch.last_tokens, tokens, c.hidden_size);
   for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
-    if (batch.ends_only && i > 0 && i + 1 < c.num_hidden_layers) continue;
+    // The last layer goes on with outputs only, so where the first keeps its o in bf16 the second stands for the
+    // others.
+    const int32_t first_ones = HasUsualType(layers_[0].o) ? 1 : 2;
+    if (batch.ends_only && i >= first_ones && i + 1 < c.num_hidden_layers) continue;
     const Layer& layer = layers_[static_cast<size_t>(i)];
     cuda::Rows h = h_.rows(layer.qkv.fp8);
     if (Runs(CudaOp::kNorm))

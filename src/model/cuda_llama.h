@@ -49,7 +49,8 @@ struct CudaBatch {
   const cuda::AttentionItem *context_items = nullptr, *generation_items = nullptr;
   const int32_t *context_item_count = nullptr, *generation_item_count = nullptr;
   int32_t context_items_max = 0, generation_items_max = 0;  // 0: none of the kind
-  // The first and the last layer stand for all: loads the kernels that a step of this size needs.
+  // The first and the last layer (of an engine that mixes types also the second) stand for all: loads the kernels that
+  // a step of this size needs.
   bool ends_only = false;
 };
 
