@@ -272,7 +272,7 @@ class CommandLine(unittest.TestCase):
             self.assertIn(str(s.getsockname()[1]), run.stderr.strip().split("\n")[-1])
 
     def test_engine_cache_is_built_once(self):
-        env = {"EKIBEN_CACHE": str(self.folder / "cache")}
+        env = {"EKIBEN_CACHE": str(self.folder / "cache_of_one")}
         prompts, out = self.folder / "p.jsonl", self.folder / "o.jsonl"
         prompts.write_text('{"prompt": "Hi", "max_tokens": 1}\n')
         built = False
@@ -282,5 +282,5 @@ class CommandLine(unittest.TestCase):
             self.assertEqual(run.returncode, 0, run.stderr)
             self.assertEqual("build:" in run.stderr, limits == [] and not built)
             built = True
-        self.assertEqual(len([p for p in (self.folder / "cache" / "engines").iterdir() if p.is_dir()]), 1)
+        self.assertEqual(len([p for p in (self.folder / "cache_of_one" / "engines").iterdir() if p.is_dir()]), 1)
 

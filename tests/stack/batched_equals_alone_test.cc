@@ -286,7 +286,7 @@ TEST_F(BatchedEqualsAlone, WithReusedPrefixes) {
 }
 
 TEST_F(BatchedEqualsAlone, WithPausesInAFullCache) {
-  RunConfig config{.kv_tokens = kSeqLenMax + 256};
+  RunConfig config{.tokens_per_block = 16, .kv_tokens = kSeqLenMax};  // answers outgrow the block left for each
   config.executor.batch_scheduler_policy = CapacityPolicy::kMaxUtilization;
   config.executor.enable_kv_cache_reuse = false;
   auto run = Together(config);
@@ -296,7 +296,7 @@ TEST_F(BatchedEqualsAlone, WithPausesInAFullCache) {
 
 TEST_F(BatchedEqualsAlone, WithAllOfThatAtOnceOnOneThread) {
   RunConfig config{
-      .threads = 1, .max_batch_size = 24, .max_num_tokens = 64, .tokens_per_block = 16, .kv_tokens = kSeqLenMax + 512};
+      .threads = 1, .max_batch_size = 24, .max_num_tokens = 64, .tokens_per_block = 16, .kv_tokens = kSeqLenMax};
   config.executor.batch_scheduler_policy = CapacityPolicy::kMaxUtilization;
   config.executor.context_chunking_policy = ChunkingPolicy::kEqualProgress;
   auto run = Together(config);
