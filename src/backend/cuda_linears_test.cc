@@ -3,28 +3,15 @@
 
 #include "backend/cuda_backend.h"
 #include "model/cuda_llama.h"
+#include "model/small_config_for_test.h"
 
 namespace ekiben {
 namespace {
 
 constexpr int32_t kMaxTokens = 128, kMaxBatch = 8, kMaxSeqLen = 128;
 
-ModelConfig SmallConfig() {
-  ModelConfig config;
-  config.architecture = "llama";
-  config.vocab_size = 256;
-  config.hidden_size = 64;
-  config.intermediate_size = 128;
-  config.num_hidden_layers = 1;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 16;
-  config.max_position_embeddings = kMaxSeqLen;
-  return config;
-}
-
 std::string Opened(const CudaBackendConfig& config) {
-  auto parts = OpenCudaBackend(SmallConfig(), nullptr, config);
+  auto parts = OpenCudaBackend(SmallConfig(1), nullptr, config);
   EXPECT_TRUE(parts.ok()) << parts.error().message();
   return parts.ok() ? parts->backend->info().description : "";
 }
@@ -32,7 +19,7 @@ std::string Opened(const CudaBackendConfig& config) {
 TEST(CudaLinears, AreTheEnginesChoiceWhereItWasMadeHere) {
   auto device = OpenCudaDevice();
   if (!device.ok()) GTEST_SKIP() << device.error().message();
-  auto model = CudaLlama::Synthesize(SmallConfig(), 1, {kMaxSeqLen, kMaxTokens, kMaxBatch});
+  auto model = CudaLlama::Synthesize(SmallConfig(1), 1, {kMaxSeqLen, kMaxTokens, kMaxBatch});
   ASSERT_TRUE(model.ok()) << model.error().message();
   auto tuned = (*model)->Tune({.gemm = GemmPlugin::kLibrary}, 1, kMaxTokens, [](const CudaLinearBucket&) {});
   ASSERT_TRUE(tuned.ok()) << tuned.error().message();

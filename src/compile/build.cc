@@ -253,7 +253,7 @@ Result<void> BuildEngine(const Checkpoint& checkpoint, const BuildConfig& reques
       RETURN_IF_ERROR(text::WriteTokenizerSpec(checkpoint.tokenizer, (folder / "tokenizer.bin").string()));
     ASSIGN_OR_RETURN(MappedFile weights, MappedFile::Open(folder / "rank0.engine"));
     ASSIGN_OR_RETURN(EngineTensors tensors, ReadEngineFile(weights, packed.header_sha256, Verify::kHeader));
-    json::object profiles;  // the CUDA backend chooses when it starts
+    json::object profiles;  // one for CUDA is written over it, where there is a GPU: ProfileCudaEngine
     if (build.device == "cpu") {
       ASSIGN_OR_RETURN(profiles, ProfileLinears(tensors, build, progress));
     }

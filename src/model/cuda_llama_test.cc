@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -13,7 +12,7 @@
 
 #include "model/cuda_forward_runner.h"
 #include "model/fp8_rounding.h"
-#include "model/golden_file.h"
+#include "model/golden_files_for_test.h"
 #include "model/logit_compare.h"
 #include "model/packed_model_for_test.h"
 #include "text/tokenizer.h"
@@ -49,12 +48,6 @@ class Runner {
  private:
   std::unique_ptr<CudaForwardRunner> runner_;
 };
-
-std::vector<GoldenFile> OpenAll(const std::string& name) {
-  auto files = OpenGoldenFiles(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / name);
-  EXPECT_TRUE(files.ok()) << files.error().message();
-  return files.ok() ? *std::move(files) : std::vector<GoldenFile>();
-}
 
 // What is rounded to e4m3.
 struct Form {
@@ -138,7 +131,7 @@ class CudaGolden : public ::testing::TestWithParam<const char*> {
 TEST_P(CudaGolden, TinyModelsStayCloseToFloat32InOneChunkAndInAnyMix) {
   auto checkpoint = OpenCheckpoint(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / GetParam());
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.error().message();
-  auto files = OpenAll(GetParam());
+  auto files = GoldenFilesOf(EKIBEN_SOURCE_DIR, GetParam());
   ASSERT_EQ(files.size(), 3u);
   struct {
     Form form;
@@ -168,12 +161,10 @@ class CudaSmolLm2 : public ::testing::Test {
     auto device = OpenCudaDevice();
     if (!device.ok()) GTEST_SKIP() << device.error().message();
     if (device->emulated) GTEST_SKIP() << "SmolLM2 takes many minutes on the emulated device";
-    const char* path = std::getenv("EKIBEN_TEST_MODEL");
-    if (path == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
-    auto opened = OpenCheckpoint(path);
-    ASSERT_TRUE(opened.ok()) << opened.error().message();
-    checkpoint_ = std::make_unique<Checkpoint>(*std::move(opened));
-    files_ = OpenAll("smollm2");
+    checkpoint_ = OpenSmolLm2();
+    if (checkpoint_ == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
+    ASSERT_FALSE(HasFailure());
+    files_ = GoldenFilesOf(EKIBEN_SOURCE_DIR, "smollm2");
   }
   std::unique_ptr<Checkpoint> checkpoint_;
   std::vector<GoldenFile> files_;

@@ -3,25 +3,12 @@
 #include <gtest/gtest.h>
 
 #include "model/cuda_llama.h"
+#include "model/small_config_for_test.h"
 
 namespace ekiben {
 namespace {
 
 constexpr int32_t kTokensMax = 80;
-
-ModelConfig SmallConfig() {
-  ModelConfig config;
-  config.architecture = "llama";
-  config.vocab_size = 256;
-  config.hidden_size = 64;
-  config.intermediate_size = 128;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 16;
-  config.max_position_embeddings = 128;
-  return config;
-}
 
 class CudaTune : public ::testing::Test {
  protected:
@@ -31,7 +18,7 @@ class CudaTune : public ::testing::Test {
     emulated_ = device->emulated;
   }
   static std::unique_ptr<CudaLlama> Model(bool fp8 = false) {
-    auto model = CudaLlama::Synthesize(SmallConfig(), 1, {128, kTokensMax, kTokensMax}, {.fp8_linears = fp8});
+    auto model = CudaLlama::Synthesize(SmallConfig(2), 1, {128, kTokensMax, kTokensMax}, {.fp8_linears = fp8});
     EXPECT_TRUE(model.ok()) << model.error().message();
     return *std::move(model);
   }

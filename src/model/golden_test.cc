@@ -3,13 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <cstdlib>
 #include <filesystem>
 #include <span>
 
 #include "base/sanitizers.h"
 #include "device/cpu_features.h"
-#include "model/golden_file.h"
+#include "model/golden_files_for_test.h"
 #include "model/logit_compare.h"
 #include "model/packed_model_for_test.h"
 
@@ -20,12 +19,6 @@ constexpr int32_t kMaxSeqLen = 512;
 // Of SmolLM2's 20 files and the 64 tokens that each generates.
 constexpr size_t kSmolLm2Files = kSanitized ? 3 : 20;
 constexpr int kSmolLm2Steps = kSanitized ? 12 : 64;
-
-std::vector<GoldenFile> OpenAll(const std::string& name) {
-  auto files = OpenGoldenFiles(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / name);
-  EXPECT_TRUE(files.ok()) << files.error().message();
-  return files.ok() ? *std::move(files) : std::vector<GoldenFile>();
-}
 
 // One forward pass per file.
 GoldenComparison CompareAll(std::span<const GoldenFile> files, Model& model, DType kv_dtype, Isa isa) {
@@ -46,7 +39,7 @@ class TinyGolden : public ::testing::TestWithParam<const char*> {
     auto opened = OpenCheckpoint(std::filesystem::path(EKIBEN_SOURCE_DIR) / "tests" / "golden" / GetParam());
     ASSERT_TRUE(opened.ok()) << opened.error().message();
     checkpoint_ = std::make_unique<Checkpoint>(*std::move(opened));
-    files_ = OpenAll(GetParam());
+    files_ = GoldenFilesOf(EKIBEN_SOURCE_DIR, GetParam());
     ASSERT_EQ(files_.size(), 3u);
   }
   std::unique_ptr<Checkpoint> checkpoint_;
@@ -81,12 +74,10 @@ INSTANTIATE_TEST_SUITE_P(Families, TinyGolden,
 class SmolLm2Golden : public ::testing::Test {
  protected:
   void SetUp() override {
-    const char* path = std::getenv("EKIBEN_TEST_MODEL");
-    if (path == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
-    auto opened = OpenCheckpoint(path);
-    ASSERT_TRUE(opened.ok()) << opened.error().message();
-    checkpoint_ = std::make_unique<Checkpoint>(*std::move(opened));
-    files_ = OpenAll("smollm2");
+    checkpoint_ = OpenSmolLm2();
+    if (checkpoint_ == nullptr) GTEST_SKIP() << "EKIBEN_TEST_MODEL does not name SmolLM2's GGUF file";
+    ASSERT_FALSE(HasFailure());
+    files_ = GoldenFilesOf(EKIBEN_SOURCE_DIR, "smollm2");
     ASSERT_EQ(files_.size(), 20u);
   }
   std::span<const GoldenFile> Compared() const { return std::span(files_).first(kSmolLm2Files); }
