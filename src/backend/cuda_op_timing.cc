@@ -268,7 +268,7 @@ Result<void> CudaOpTimer::TimeLinear(CudaOp op, const char* name, const Step& st
   } else {
     ASSIGN_OR_RETURN(seconds, TimeForward(op, step, calls));
   }
-  const CudaLinearForm form = model_->FormOf(op, tokens);
+  CudaLinearForm form = model_->FormOf(op, tokens);
   const double n = form.out_features, k = form.in_features, element = form.fp8 ? 1 : 2,
                factors = form.fp8 ? 4.0 * (n + tokens) : 0, out_element = op == CudaOp::kHead ? 4 : 2;
   Add(name, fmt::format("{} {}x{}", form.fp8 ? "fp8" : "bf16", form.out_features, form.in_features), tokens, calls,

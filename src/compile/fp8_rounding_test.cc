@@ -60,7 +60,9 @@ TEST_F(Fp8Build, StoresCodesAndKeepsFirstOutputAndLastGateUp) {
     const auto *values = reinterpret_cast<const uint16_t*>(tensor.data),
                *before = reinterpret_cast<const uint16_t*>(exact.data);
     for (int64_t r = 0; r < tensor.rows; ++r) {
-      auto at = [&](int64_t c) { return ((r / 16 * (tensor.columns / 2) + c / 2) * 16 + r % 16) * 2 + c % 2; };
+      auto at = [r, columns = tensor.columns](int64_t c) {
+        return ((r / 16 * (columns / 2) + c / 2) * 16 + r % 16) * 2 + c % 2;
+      };
       float top = 0, top_before = 0;
       for (int64_t c = 0; c < tensor.columns; ++c) {
         top = std::max(top, std::fabs(BF16ToF32(values[at(c)])));
