@@ -198,7 +198,7 @@ class Rows:
         return True
 
     def users(self, port):
-        for users in USERS:
+        for users in self.args.users:
             self.bench("users", f"--url http://127.0.0.1:{port}", ARTICLE, users, self.args.ramp, self.args.duration, False, port)
 
     def closed(self, port):
@@ -228,15 +228,17 @@ class Rows:
     def each_option(self):
         gemm = "fp8" if self.dtype == "fp8" else "bfloat16"
         for name, options in OPTIONS:
+            if self.args.only_options and name not in self.args.only_options:
+                continue
             options = options.format(gemm=gemm)
-            if self.left() < 12 + len(USERS) * (self.args.option_ramp + self.args.option_duration):
+            if self.left() < 12 + len(self.args.users) * (self.args.option_ramp + self.args.option_duration):
                 self.out["left_out"].append(f"options {name}")
                 say(f"left out: options {name}")
                 continue
             try:
                 with self.serve(options) as server:
                     self.started(server, options)
-                    for users in USERS:
+                    for users in self.args.users:
                         self.bench("options", f"--url http://127.0.0.1:{server.port}", ARTICLE, users, self.args.option_ramp,
                                    self.args.option_duration, True, server.port, name)
             except RuntimeError as error:
@@ -307,6 +309,9 @@ def parse():
     parser.add_argument("--model", help="an engine or checkpoint instead of random weights of --shape")
     parser.add_argument("--device", default="cuda", help="cpu or fake: to try the script where there is no GPU")
     parser.add_argument("--max_batch_size", type=int, default=256, help="of the server: bounds the users of the rows max")
+    parser.add_argument("--users", default=USERS, type=lambda text: [int(n) for n in text.split(",")], help="users, options: levels")
+    parser.add_argument("--only_options", default=[], type=lambda text: text.split(","), metavar="NAME,...",
+                        help="options: only the rows of these names")
     parser.add_argument("--closed_users", default=CLOSED_USERS, type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--max_loads", default=MAX, metavar="IN/OUT,...",
                         type=lambda text: [(0, *map(int, load.split("/"))) for load in text.split(",")])

@@ -8,7 +8,6 @@
 #include <functional>
 #include <thread>
 
-#include "api/api_keys.h"
 #include "api/error_response.h"
 #include "api/generate_call.h"
 #include "api/json_text.h"
@@ -16,6 +15,7 @@
 #include "api/openai_calls.h"
 #include "api/openai_format.h"
 #include "api/request_ids.h"
+#include "base/api_keys.h"
 #include "base/bounded_queue.h"
 #include "base/log.h"
 #include "executor/executor.h"

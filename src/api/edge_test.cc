@@ -1,10 +1,9 @@
-// The small parts of the edge: JSON text, API keys, BentoML's body, ids.
+// The small parts of the edge: JSON text, BentoML's body, ids.
 #include <gtest/gtest.h>
 
 #include <boost/json.hpp>
 #include <set>
 
-#include "api/api_keys.h"
 #include "api/bento_request.h"
 #include "api/error_response.h"
 #include "api/json_text.h"
@@ -41,15 +40,6 @@ TEST(JsonText, NumbersThatJsonLacks) {
   out += ' ';
   AppendJsonInt(out, -42);
   EXPECT_EQ(out, "-9999 -0.5 -42");
-}
-
-TEST(ApiKeys, AnyOfSeveralAndNothingElse) {
-  ApiKeys keys({"alpha", "beta"});
-  EXPECT_TRUE(keys.Allows("Bearer alpha"));
-  EXPECT_TRUE(keys.Allows("bearer beta"));
-  for (const char* bad : {"", "alpha", "Bearer ", "Bearer alph", "Bearer alphaa", "Basic alpha", "Bearer  alpha"})
-    EXPECT_FALSE(keys.Allows(bad)) << bad;
-  EXPECT_TRUE(ApiKeys({}).Allows(""));
 }
 
 TEST(BentoRequest, DefaultsAndLaxCoercion) {

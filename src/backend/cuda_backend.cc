@@ -12,6 +12,7 @@
 #include "backend/cuda_memory.h"
 #include "backend/cuda_sampling.h"
 #include "backend/cuda_step.h"
+#include "backend/start_phases.h"
 #include "base/arithmetic.h"
 #include "base/log.h"
 #include "device/cuda/cuda_device.h"
@@ -28,21 +29,6 @@ constexpr int kSamplingThreadsMax = 8;
 constexpr int32_t kStairsFrom = 64, kStairsTo = 512, kCostTokensMax = 2048;  // tokens; more cost in proportion
 // Graphs of the shapes that are not sparse are made for so long before ready; the rest in idle gaps.
 constexpr Nanos kCaptureTimeMax = std::chrono::milliseconds(1500);
-
-// What opening spends its time in, for the log.
-class Phases {
- public:
-  void End(const char* phase) {
-    Nanos now = SystemClock::Get().Now();
-    text_ += fmt::format("{}{} {:.2f} s", text_.empty() ? "" : ", ", phase, Seconds(now - last_));
-    last_ = now;
-  }
-  const std::string& text() const { return text_; }
-
- private:
-  Nanos last_ = SystemClock::Get().Now();
-  std::string text_;
-};
 
 class CudaBackend final : public Backend {
  public:
@@ -92,7 +78,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaBackendConfig& config) : config_(config) {}
   Result<void> Allocate(const ModelConfig& model);
   Result<void> AllocateCache(const ModelConfig& model);
-  Result<void> WarmUp(Phases& phases);
+  Result<void> WarmUp(StartPhases& phases);
   Result<void> ChooseLinears();
   Result<void> WarmUpShapes();
   Result<void> MeasureCosts();
@@ -156,9 +142,9 @@ class CudaBackend final : public Backend {
 
 Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const EngineTensors* tensors,
                                            const CudaBackendConfig& config) {
-  Phases phases;
+  StartPhases phases(SystemClock::Get());
+  phases.Begin("device");
   ASSIGN_OR_RETURN(CudaDeviceInfo device, OpenCudaDevice());
-  phases.End("device");
   if (config.tokens_per_block < 16 || (config.tokens_per_block & (config.tokens_per_block - 1)) != 0)
     return Error(Code::kInvalid,
                  fmt::format("tokens_per_block: {} is not a power of two >= 16", config.tokens_per_block),
@@ -168,22 +154,22 @@ Result<CudaBackendParts> CudaBackend::Open(const ModelConfig& model, const Engin
   out->outputs_max_ = RoundUp(config.max_batch_size, 128);
   CudaModelLimits limits{config.max_seq_len, std::max(config.max_num_tokens, out->outputs_max_), out->outputs_max_};
   CudaPrecision precision{.fp8_linears = config.fp8};
+  phases.Begin("weights");
   RETURN_IF_ERROR(CheckCudaWeightsFit(model, precision, tensors));
   if (tensors != nullptr) {
     ASSIGN_OR_RETURN(out->model_, CudaLlama::Load(model, *tensors, limits, precision));
   } else {
     ASSIGN_OR_RETURN(out->model_, CudaLlama::Synthesize(model, config.synth_seed, limits, precision));
   }
-  phases.End("weights");
+  phases.Begin("memory");
   RETURN_IF_ERROR(out->Allocate(model));
   RETURN_IF_ERROR(out->AllocateCache(model));
-  phases.End("memory");
   out->item_shape_ = out->model_->item_shape(out->attention_);  // now with what suits the cache
   RETURN_IF_ERROR(out->WarmUp(phases));
+  phases.Begin("costs of attention");
   ASSIGN_OR_RETURN(out->info_.attention_costs, MeasureAttention(*out, out->info_.step_costs));
   out->slots_[0] = {};
-  phases.End("costs of attention");
-  LOG_INFO("GPU ready in {}", phases.text());
+  LOG_INFO("GPU ready in {}", phases.Text());
   out->info_.name = "cuda";
   out->info_.description = fmt::format(
       "{}, driver {}.{}, graphs of {} of {} shapes of steps, attention {}, {}", device.name,
@@ -318,14 +304,15 @@ Result<void> CudaBackend::Pad(const CudaStepLayout& layout) {
 }
 
 // Every size once as it is, which loads its kernels and finds cuBLASLt's plans; then graphs.
-Result<void> CudaBackend::WarmUp(Phases& phases) {
+Result<void> CudaBackend::WarmUp(StartPhases& phases) {
+  phases.Begin("choice of kernels");
   RETURN_IF_ERROR(ChooseLinears());
-  phases.End("choice of kernels");
+  phases.Begin("first steps");
   RETURN_IF_ERROR(WarmUpShapes());
-  phases.End("first steps");
+  phases.Begin("costs of steps");
   RETURN_IF_ERROR(MeasureCosts());
-  phases.End("costs of steps");
   if (!config_.graphs) return {};
+  phases.Begin("graphs");
   ASSIGN_OR_RETURN(CudaMemoryInfo before, CudaMemory());
   Nanos begin = SystemClock::Get().Now();
   for (size_t i = 0; i < graphs_.size(); ++i)
@@ -336,7 +323,6 @@ Result<void> CudaBackend::WarmUp(Phases& phases) {
   }
   ASSIGN_OR_RETURN(CudaMemoryInfo after, CudaMemory());
   graph_bytes_ = before.free_bytes - std::min(before.free_bytes, after.free_bytes);
-  phases.End("graphs");
   return CudaStatus(queue_.error, "warming up");
 }
 

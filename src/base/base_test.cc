@@ -7,6 +7,7 @@
 
 #include <unistd.h>
 
+#include "base/api_keys.h"
 #include "base/bounded_queue.h"
 #include "base/dtype.h"
 #include "base/histogram.h"
@@ -95,6 +96,15 @@ TEST(Json, GettersNameTheField) {
   EXPECT_FALSE(GetInt(object, "half", 0, 10).ok());
   EXPECT_FALSE((*GetInt(object, "none", 0, 10)).has_value());
   EXPECT_EQ(GetInt(object, "f", 1, 128).error().message(), "f: 300 is outside [1, 128]");
+}
+
+TEST(ApiKeys, AnyOfSeveralAndNothingElse) {
+  ApiKeys keys({"alpha", "beta"});
+  EXPECT_TRUE(keys.Allows("Bearer alpha"));
+  EXPECT_TRUE(keys.Allows("bearer beta"));
+  for (const char* bad : {"", "alpha", "Bearer ", "Bearer alph", "Bearer alphaa", "Basic alpha", "Bearer  alpha"})
+    EXPECT_FALSE(keys.Allows(bad)) << bad;
+  EXPECT_TRUE(ApiKeys({}).Allows(""));
 }
 
 TEST(BoundedQueue, FullIsAnAnswerAndCloseWakesWaiters) {

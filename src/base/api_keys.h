@@ -1,5 +1,6 @@
 // API keys: compared as SHA-256 digests in constant time against every key, so that neither a match's place nor a key's
 // length shows in the time taken. Keys are never logged.
+// In base/, because HTTP and gRPC ask the same keys.
 // Thread: immutable after construction.
 #pragma once
 #include <string>
@@ -8,7 +9,7 @@
 
 #include "base/sha256.h"
 
-namespace ekiben::api {
+namespace ekiben {
 
 class ApiKeys {
  public:
@@ -22,4 +23,4 @@ class ApiKeys {
   std::vector<Digest> digests_;
 };
 
-}  // namespace ekiben::api
+}  // namespace ekiben
