@@ -43,7 +43,7 @@ bool WaitForStop(std::chrono::milliseconds timeout) {
 
 void PrintReady(const ServeOptions& options, const std::string& model, uint16_t port, Nanos since) {
   std::string host = options.http.host == "0.0.0.0" || options.http.host == "::" ? "127.0.0.1" : options.http.host;
-  std::string url = fmt::format("http://{}:{}", host, port);
+  std::string url = fmt::format("{}://{}:{}", options.http.tls.enabled() ? "https" : "http", host, port);
   fmt::print("ready in {}\n\n  chat page  {}/\n  metrics    {}/metrics\n\n", HumanDuration(since), url, url);
   fmt::print(
       "  curl -N {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"stream\": "
@@ -129,6 +129,20 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
   add(command->add_option("--max_connections", options->max_connections, "Open connections; one more is refused")
           ->check(CLI::Range(1, 1 << 20)));
   command->add_option("--api_key", options->api_keys, "Accepted bearer token; repeatable; none: open to all")
+      ->group(kGroup);
+  command
+      ->add_option("--ssl_certfile", options->http.tls.certfile,
+                   "PEM certificate with its chain: serve HTTPS (TLS 1.2 and 1.3); read again when the file changes")
+      ->group(kGroup);
+  command->add_option("--ssl_keyfile", options->http.tls.keyfile, "Its PEM key, when not in --ssl_certfile")
+      ->group(kGroup);
+  command
+      ->add_option("--ssl_ca_certs", options->http.tls.ca_certs,
+                   "PEM: clients must show a certificate that one of these has signed")
+      ->group(kGroup);
+  command
+      ->add_option("--allowed_origins", options->http.allowed_origins,
+                   "Web origin whose pages may read answers, e.g. https://app.example; repeatable; '*': any")
       ->group(kGroup);
   command->add_option("--served_model_name", options->stack.served_model_name, "The model's id in the API")
       ->group(kGroup);

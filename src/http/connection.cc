@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "http/content_coding.h"
 
 namespace ekiben::http {
 namespace {
@@ -31,11 +32,18 @@ std::string_view DateNow() {
 // The writer that a handler holds: a name for one exchange of a connection.
 class ExchangeWriter final : public ResponseWriter {
  public:
-  ExchangeWriter(std::shared_ptr<Connection> connection, uint64_t number)
-      : connection_(std::move(connection)), number_(number) {}
+  // `compress_bytes_min`: JSON from that size on is sent in `coding`.
+  ExchangeWriter(std::shared_ptr<Connection> connection, uint64_t number, ContentCoding coding,
+                 size_t compress_bytes_min)
+      : connection_(std::move(connection)), number_(number), coding_(coding), compress_bytes_min_(compress_bytes_min) {}
   ~ExchangeWriter() override { connection_->Abandon(number_); }
   void Send(int status, const Headers& headers, std::string_view body) override {
-    connection_->Send(number_, status, headers, body);
+    if (coding_ == ContentCoding::kIdentity || body.size() < compress_bytes_min_ || !IsJson(headers))
+      return connection_->Send(number_, status, headers, body);
+    Headers coded = headers;
+    coded.emplace_back("content-encoding", ContentCodingName(coding_));
+    coded.emplace_back("vary", "accept-encoding");
+    connection_->Send(number_, status, coded, EncodeContent(coding_, body));
   }
   void Start(int status, const Headers& headers) override { connection_->Start(number_, status, headers); }
   void Write(std::string_view chunk) override { connection_->Write(number_, chunk); }
@@ -47,8 +55,16 @@ class ExchangeWriter final : public ResponseWriter {
   bool closed() const override { return connection_->closed(number_); }
 
  private:
+  static bool IsJson(const Headers& headers) {
+    for (const auto& [name, value] : headers)
+      if (EqualsIgnoreCase(name, "content-type")) return value.starts_with("application/json");
+    return false;
+  }
+
   const std::shared_ptr<Connection> connection_;
   const uint64_t number_;
+  const ContentCoding coding_;
+  const size_t compress_bytes_min_;
 };
 
 }  // namespace
@@ -58,12 +74,14 @@ void ServerShared::Notify() {
   changed.notify_all();
 }
 
-Connection::Connection(std::shared_ptr<ServerShared> shared, std::shared_ptr<IoThread> io, asio::ip::tcp::socket socket)
+Connection::Connection(std::shared_ptr<ServerShared> shared, std::shared_ptr<IoThread> io, asio::ip::tcp::socket socket,
+                       std::shared_ptr<const TlsContext> tls)
     : shared_(std::move(shared)),
       io_(std::move(io)),
       socket_(std::move(socket)),
       resume_(io_->context),
-      reader_(shared_->config.limits) {}
+      reader_(shared_->config.limits),
+      tls_(tls != nullptr ? std::make_unique<TlsSession>(std::move(tls)) : nullptr) {}
 
 Connection::~Connection() = default;
 
@@ -76,7 +94,10 @@ void Connection::Open() {
   auto remote = socket_.remote_endpoint(code);
   if (!code) peer_ = remote.address().to_string();
   io_->connections.emplace(this, shared_from_this());
-  SetPhase(Phase::kIdle, shared_->config.idle_timeout);
+  if (tls_ != nullptr)
+    SetPhase(Phase::kHandshake, shared_->config.header_timeout);
+  else
+    SetPhase(Phase::kIdle, shared_->config.idle_timeout);
   // The frame holds the connection; it ends when the socket closes.
   asio::co_spawn(
       io_->context, [self = shared_from_this()]() { return self->ReadLoop(); }, asio::detached);
@@ -116,7 +137,7 @@ void Connection::SetPhase(Phase phase, Nanos timeout) {
 }
 
 void Connection::CloseIfIdle() {
-  if (phase_ == Phase::kIdle) Close();
+  if (phase_ == Phase::kIdle || phase_ == Phase::kHandshake) Close();
 }
 
 void Connection::CheckDeadlines(SteadyTime now) {
@@ -170,8 +191,31 @@ void Connection::ReadSome(bool& end) {
   if (code == asio::error::would_block || code == asio::error::interrupted) return;
   end = static_cast<bool>(code);
   if (end || phase_ == Phase::kLinger) return;
-  reader_.Append({io_->read_buffer.data(), count});
+  std::string_view bytes(io_->read_buffer.data(), count);
+  if (tls_ == nullptr) return Take(bytes);
+  end = !Decrypt(bytes);
+}
+
+void Connection::Take(std::string_view bytes) {
+  reader_.Append(bytes);
   if (phase_ != Phase::kExchange) Process();
+}
+
+// False when the session has ended or is broken.
+bool Connection::Decrypt(std::string_view bytes) {
+  io_->plain.clear();
+  bool alive = tls_->Receive(bytes, io_->plain);
+  if (phase_ == Phase::kHandshake && tls_->established()) {
+    shared_->tls_handshakes.fetch_add(1, std::memory_order_relaxed);
+    SetPhase(Phase::kIdle, shared_->config.idle_timeout);
+  }
+  if (!alive && !tls_->problem().empty()) {
+    shared_->tls_failures.fetch_add(1, std::memory_order_relaxed);
+    LOG_DEBUG("tls: {}: {}", peer_, tls_->problem());
+  }
+  if (!io_->plain.empty()) Take(io_->plain);
+  if (phase_ != Phase::kClosed && !tls_->Output().empty()) Flush();
+  return alive;
 }
 
 void Connection::Process() {
@@ -208,6 +252,9 @@ void Connection::Dispatch(Request request) {
   shared_->exchanges.fetch_add(1);
   request.peer = peer_;
   uint64_t number;
+  std::string more_fields = shared_->cors.AnswerFields(request);
+  bool preflight = !more_fields.empty() && CorsPolicy::IsPreflight(request);
+  if (preflight) more_fields.append(CorsPolicy::PreflightFields(request));
   {
     std::lock_guard lock(mutex_);
     number = ++exchange_number_;
@@ -216,8 +263,12 @@ void Connection::Dispatch(Request request) {
     head_only_ = request.method == "HEAD";
     http_1_0_ = request.http_1_0;
     close_after_ = !request.keep_alive;
+    more_fields_ = std::move(more_fields);
   }
-  auto writer = std::make_shared<ExchangeWriter>(shared_from_this(), number);
+  auto writer = std::make_shared<ExchangeWriter>(shared_from_this(), number,
+                                                 ChooseContentCoding(request.Header("accept-encoding")),
+                                                 shared_->config.compress_bytes_min);
+  if (preflight) return writer->Send(204, {}, "");
   try {
     shared_->handler(std::move(request), writer);
   } catch (const std::exception& e) {
@@ -241,6 +292,7 @@ void Connection::Refuse(int status, const std::string& message, const std::strin
     exchange_open_ = true;
     started_ = finished_ = head_only_ = http_1_0_ = false;
     close_after_ = true;
+    more_fields_.clear();
   }
   Send(number, status, {{"content-type", error.content_type}}, error.body);
 }
@@ -269,6 +321,10 @@ void Connection::FinishExchange() {
 // and could take the response with it.
 void Connection::BeginLinger() {
   error_code code;
+  if (tls_ != nullptr) {
+    tls_->End();
+    SendPending(code);
+  }
   socket_.shutdown(asio::ip::tcp::socket::shutdown_send, code);
   if (code) return Close();
   SetPhase(Phase::kLinger, shared_->config.linger_timeout);
@@ -313,9 +369,7 @@ bool Connection::SendPending(error_code& code) {
     if (sent_ == sending_.size()) {
       sending_.clear();
       sent_ = 0;
-      std::lock_guard lock(mutex_);
-      if (pending_.empty()) return true;
-      std::swap(sending_, pending_);
+      if (!FillSending()) return true;
     }
     size_t count = socket_.write_some(asio::buffer(sending_.data() + sent_, sending_.size() - sent_), code);
     if (code == asio::error::would_block || code == asio::error::interrupted) {
@@ -330,6 +384,26 @@ bool Connection::SendPending(error_code& code) {
     std::lock_guard lock(mutex_);
     unsent_ -= count;
   }
+}
+
+// Takes what waits into sending_, which is empty; false when nothing does.
+bool Connection::FillSending() {
+  if (tls_ == nullptr) {
+    std::lock_guard lock(mutex_);
+    std::swap(sending_, pending_);
+    return !sending_.empty();
+  }
+  std::string plain;
+  {
+    std::lock_guard lock(mutex_);
+    std::swap(plain, pending_);
+  }
+  if (!plain.empty()) tls_->Encrypt(plain);
+  std::swap(sending_, tls_->Output());
+  std::lock_guard lock(mutex_);
+  unsent_ += sending_.size();
+  unsent_ -= plain.size();
+  return !sending_.empty();
 }
 
 void Connection::WaitWritable() {
@@ -349,7 +423,7 @@ void Connection::AppendHeadLocked(int status, const Headers& headers, BodyFramin
   if (shared_->draining) close_after_ = true;
   size_t before = pending_.size();
   AppendResponseHead(pending_, status, headers, framing, length, close_after_ || framing == BodyFraming::kClose,
-                     DateNow());
+                     DateNow(), more_fields_);
   unsent_ += pending_.size() - before;
 }
 

@@ -5,6 +5,8 @@
 // Writing: any thread appends to `pending_` under the mutex and posts one Flush; the I/O thread swaps it out and sends.
 // Invariant: at most one exchange (request with its response) is open; exchange_number_ names it, and a writer of an
 // earlier one is ignored.
+// With TLS both pass through tls_, on the I/O thread: what was read is decrypted before the reader sees it, and what is
+// swapped out is encrypted before it is sent; unsent_ counts the encrypted bytes from then on.
 // Thread: members without a note belong to the I/O thread; those under `mutex_` to whoever holds it.
 #pragma once
 #include <atomic>
@@ -22,9 +24,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "http/cors.h"
 #include "http/request_reader.h"
 #include "http/response_head.h"
 #include "http/server.h"
+#include "http/tls.h"
 
 namespace ekiben::http {
 
@@ -33,7 +37,9 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 
 // What all connections of a server share. Outlives the server for as long as a writer is held somewhere.
 struct ServerShared {
-  ServerConfig config;
+  explicit ServerShared(const ServerConfig& server_config) : config(server_config), cors(config.allowed_origins) {}
+  const ServerConfig config;
+  const CorsPolicy cors;
   Handler handler;
   ErrorBodyFunction error_body;
   std::atomic<bool> draining{false};
@@ -41,6 +47,7 @@ struct ServerShared {
   std::condition_variable changed;  // connections or exchanges went down
   std::atomic<size_t> connections{0}, exchanges{0};
   std::atomic<uint64_t> accepted{0}, refused{0}, requests{0}, malformed{0}, left{0}, slow{0}, bytes_sent{0}, sends{0};
+  std::atomic<uint64_t> tls_handshakes{0}, tls_failures{0}, tls_reloads{0};
   void Notify();
 };
 
@@ -51,6 +58,7 @@ struct IoThread {
   asio::io_context context;
   asio::steady_timer sweep_timer;
   std::vector<char> read_buffer;  // one read is done with before the next begins: shared by the thread's connections
+  std::string plain;              // what it decrypts to; shared in the same way
   std::unordered_map<Connection*, std::shared_ptr<Connection>> connections;
   bool stopping = false;
   std::thread thread;
@@ -58,7 +66,9 @@ struct IoThread {
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(std::shared_ptr<ServerShared> shared, std::shared_ptr<IoThread> io, asio::ip::tcp::socket socket);
+  // `tls` may be null.
+  Connection(std::shared_ptr<ServerShared> shared, std::shared_ptr<IoThread> io, asio::ip::tcp::socket socket,
+             std::shared_ptr<const TlsContext> tls);
   ~Connection();
 
   // On the I/O thread.
@@ -78,10 +88,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool closed(uint64_t number) const;
 
  private:
-  enum class Phase { kIdle, kHeader, kBody, kExchange, kLinger, kClosed };
+  enum class Phase { kHandshake, kIdle, kHeader, kBody, kExchange, kLinger, kClosed };
 
   asio::awaitable<void> ReadLoop();
   void ReadSome(bool& end);
+  void Take(std::string_view bytes);
+  bool Decrypt(std::string_view bytes);
   void Process();
   void SetPhase(Phase phase, Nanos timeout);
   void Dispatch(Request request);
@@ -90,6 +102,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void BeginLinger();
   void Flush();
   bool SendPending(boost::system::error_code& code);
+  bool FillSending();
   void WaitWritable();
   void TooSlow();
 
@@ -103,6 +116,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::ip::tcp::socket socket_;
   asio::steady_timer resume_;  // wakes a paused ReadLoop
   RequestReader reader_;
+  const std::unique_ptr<TlsSession> tls_;  // null: plain
   std::string peer_;
   Phase phase_ = Phase::kIdle;
   SteadyTime deadline_{}, write_deadline_{};
@@ -119,6 +133,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool head_only_ = false, http_1_0_ = false, close_after_ = false;
   bool overflowed_ = false, abandoned_ = false;
   BodyFraming framing_ = BodyFraming::kLength;
+  std::string more_fields_;  // of the exchange's head
   std::function<void()> on_closed_, on_start_timeout_;
   SteadyTime start_deadline_{};
 };

@@ -153,8 +153,10 @@ bool RequestReader::CheckFields() {
 
   request_.method = std::string(message.method_string());
   request_.keep_alive = parser_->impl.keep_alive();
-  wants_continue_ =
-      !request_.http_1_0 && EqualsIgnoreCase(request_.Header("expect"), "100-continue") && !parser_->impl.is_done();
+  std::string_view expect = request_.Header("expect");
+  if (!expect.empty() && !EqualsIgnoreCase(expect, "100-continue"))
+    return Fail(417, "expect: only '100-continue' is understood"), false;
+  wants_continue_ = !request_.http_1_0 && !expect.empty() && !parser_->impl.is_done();
   return SplitTarget();
 }
 

@@ -21,6 +21,7 @@ std::string_view ReasonPhrase(int status) {
     case 408: return "Request Timeout";
     case 413: return "Content Too Large";
     case 415: return "Unsupported Media Type";
+    case 417: return "Expectation Failed";
     case 422: return "Unprocessable Content";
     case 429: return "Too Many Requests";
     case 431: return "Request Header Fields Too Large";
@@ -35,7 +36,7 @@ std::string_view ReasonPhrase(int status) {
 }
 
 void AppendResponseHead(std::string& out, int status, const Headers& headers, BodyFraming framing, size_t length,
-                        bool close, std::string_view date) {
+                        bool close, std::string_view date, std::string_view more_fields) {
   auto end = std::back_inserter(out);
   fmt::format_to(end, "HTTP/1.1 {} {}\r\ndate: {}\r\n", status, ReasonPhrase(status), date);
   for (const auto& [name, value] : headers) {
@@ -43,7 +44,9 @@ void AppendResponseHead(std::string& out, int status, const Headers& headers, Bo
     for (char c : value) out.push_back(c == '\r' || c == '\n' ? ' ' : c);
     out.append("\r\n");
   }
-  if (framing == BodyFraming::kLength) fmt::format_to(end, "content-length: {}\r\n", length);
+  out.append(more_fields);
+  // 204 has no body and must not say how long it is (RFC 9110 8.6).
+  if (framing == BodyFraming::kLength && status != 204) fmt::format_to(end, "content-length: {}\r\n", length);
   if (framing == BodyFraming::kChunked) out.append("transfer-encoding: chunked\r\n");
   if (close) out.append("connection: close\r\n");
   out.append("\r\n");

@@ -15,9 +15,10 @@ enum class BodyFraming {
   kClose,    // up to the end of the connection (HTTP/1.0)
 };
 
-// Appends to `out`. CR and LF inside a value become spaces: a value can end no line.
+// Appends to `out`. CR and LF inside a value become spaces: a value can end no line. `more_fields` is appended as it
+// is: whole lines with their CRLF.
 void AppendResponseHead(std::string& out, int status, const Headers& headers, BodyFraming framing, size_t length,
-                        bool close, std::string_view date);
+                        bool close, std::string_view date, std::string_view more_fields = {});
 // Appends one chunk: size line, data, CRLF. Nothing for empty data (an empty chunk would end the body).
 void AppendChunk(std::string& out, std::string_view data);
 

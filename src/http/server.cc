@@ -8,7 +8,7 @@
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <optional>
+#include <list>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -22,10 +22,8 @@ using boost::system::error_code;
 
 class AsioServer final : public Server {
  public:
-  explicit AsioServer(const ServerConfig& config) : shared_(std::make_shared<ServerShared>()) {
-    shared_->config = config;
+  explicit AsioServer(const ServerConfig& config) : shared_(std::make_shared<ServerShared>(config)) {
     for (int i = 0; i < config.io_threads; ++i) io_.push_back(std::make_shared<IoThread>());
-    acceptor_.emplace(io_[0]->context);
   }
   ~AsioServer() override { Stop(); }
 
@@ -41,58 +39,72 @@ class AsioServer final : public Server {
  private:
   using WorkGuard = asio::executor_work_guard<asio::io_context::executor_type>;
 
-  asio::awaitable<void> AcceptLoop();
+  Result<void> ListenOn(uint16_t port);
+  asio::awaitable<void> AcceptLoop(tcp::acceptor& acceptor);
   static asio::awaitable<void> SweepLoop(std::shared_ptr<IoThread> io, std::shared_ptr<ServerShared> shared);
   void Adopt(tcp::socket socket, const std::shared_ptr<IoThread>& io);
-  void CloseAcceptor();
+  void CloseAcceptors();
 
   const std::shared_ptr<ServerShared> shared_;
   std::vector<std::shared_ptr<IoThread>> io_;
   std::vector<WorkGuard> guards_;
-  std::optional<tcp::acceptor> acceptor_;
+  std::list<tcp::acceptor> acceptors_;  // one for each port, all on the first I/O thread
+  std::unique_ptr<TlsContexts> tls_;    // null: plain
+  size_t next_io_ = 0;                  // the thread that the next connection goes to
   uint16_t port_ = 0;
   bool started_ = false, stopped_ = false;
 };
 
-Error ListenError(const ServerConfig& config, std::string_view what, const error_code& code) {
+Error ListenError(const std::string& host, uint16_t port, std::string_view what, const error_code& code) {
   if (code == asio::error::address_in_use)
-    return Error(Code::kUnavailable,
-                 fmt::format("port: {} on {} is in use by another process; stop it or choose another --port",
-                             config.port, config.host),
-                 "port");
-  if (code == asio::error::access_denied)
     return Error(
-        Code::kInvalid,
-        fmt::format("port: {} on {} is not allowed to this user; use one from 1024 up", config.port, config.host),
+        Code::kUnavailable,
+        fmt::format("port: {} on {} is in use by another process; stop it or choose another --port", port, host),
         "port");
-  return Error(Code::kUnavailable, fmt::format("{} on {} port {}: {}", what, config.host, config.port, code.message()),
-               "port");
+  if (code == asio::error::access_denied)
+    return Error(Code::kInvalid,
+                 fmt::format("port: {} on {} is not allowed to this user; use one from 1024 up", port, host), "port");
+  return Error(Code::kUnavailable, fmt::format("{} on {} port {}: {}", what, host, port, code.message()), "port");
 }
 
 Result<void> AsioServer::Listen() {
+  const ServerConfig& config = shared_->config;
+  if (config.tls.enabled()) {
+    ASSIGN_OR_RETURN(tls_, TlsContexts::Open(config.tls));
+  } else if (!config.tls.keyfile.empty() || !config.tls.ca_certs.empty()) {
+    return Error(Code::kInvalid, "ssl_certfile: wanted beside ssl_keyfile and ssl_ca_certs", "ssl_certfile");
+  }
+  RETURN_IF_ERROR(ListenOn(config.port));
+  port_ = acceptors_.front().local_endpoint().port();
+  for (uint16_t port : config.more_ports) RETURN_IF_ERROR(ListenOn(port));
+  return {};
+}
+
+Result<void> AsioServer::ListenOn(uint16_t port) {
   const ServerConfig& config = shared_->config;
   error_code code;
   auto address = asio::ip::make_address(config.host == "localhost" ? "127.0.0.1" : config.host, code);
   if (code)
     return Error(Code::kInvalid, fmt::format("host: '{}' is no IP address to listen on, e.g. 0.0.0.0", config.host),
                  "host");
-  tcp::endpoint endpoint(address, config.port);
-  acceptor_->open(endpoint.protocol(), code);
-  if (code) return ListenError(config, "open", code);
-  acceptor_->set_option(asio::socket_base::reuse_address(true), code);
-  acceptor_->bind(endpoint, code);
-  if (code) return ListenError(config, "bind", code);
-  acceptor_->listen(config.listen_backlog, code);
-  if (code) return ListenError(config, "listen", code);
-  port_ = acceptor_->local_endpoint().port();
+  tcp::endpoint endpoint(address, port);
+  tcp::acceptor& acceptor = acceptors_.emplace_back(io_[0]->context);
+  acceptor.open(endpoint.protocol(), code);
+  if (code) return ListenError(config.host, port, "open", code);
+  acceptor.set_option(asio::socket_base::reuse_address(true), code);
+  acceptor.bind(endpoint, code);
+  if (code) return ListenError(config.host, port, "bind", code);
+  acceptor.listen(config.listen_backlog, code);
+  if (code) return ListenError(config.host, port, "listen", code);
   return {};
 }
 
 void AsioServer::Start() {
   CHECK(!started_ && shared_->handler != nullptr);
   started_ = true;
-  asio::co_spawn(
-      io_[0]->context, [this] { return AcceptLoop(); }, asio::detached);
+  for (tcp::acceptor& acceptor : acceptors_)
+    asio::co_spawn(
+        io_[0]->context, [this, &acceptor] { return AcceptLoop(acceptor); }, asio::detached);
   for (auto& io : io_) {
     guards_.emplace_back(io->context.get_executor());
     asio::co_spawn(
@@ -101,11 +113,11 @@ void AsioServer::Start() {
   }
 }
 
-asio::awaitable<void> AsioServer::AcceptLoop() {
-  for (size_t next = 0;; next = (next + 1) % io_.size()) {
-    std::shared_ptr<IoThread> io = io_[next];
-    auto [code, socket] = co_await acceptor_->async_accept(io->context, asio::as_tuple(asio::use_awaitable));
-    if (!acceptor_->is_open()) co_return;
+asio::awaitable<void> AsioServer::AcceptLoop(tcp::acceptor& acceptor) {
+  for (;;) {
+    std::shared_ptr<IoThread> io = io_[next_io_++ % io_.size()];
+    auto [code, socket] = co_await acceptor.async_accept(io->context, asio::as_tuple(asio::use_awaitable));
+    if (!acceptor.is_open()) co_return;
     if (code) {
       // Out of descriptors, or the client left already: the listener stays up.
       LOG_WARNING("http: accept: {}", code.message());
@@ -130,8 +142,13 @@ void AsioServer::Adopt(tcp::socket socket, const std::shared_ptr<IoThread>& io) 
     return;
   }
   shared_->connections.fetch_add(1);
-  asio::post(io->context, [shared = shared_, io, socket = std::move(socket)]() mutable {
-    auto connection = std::make_shared<Connection>(shared, io, std::move(socket));
+  std::shared_ptr<const TlsContext> tls;
+  if (tls_ != nullptr) {
+    tls = tls_->Current(std::chrono::steady_clock::now().time_since_epoch());
+    shared_->tls_reloads.store(tls_->reloads(), std::memory_order_relaxed);
+  }
+  asio::post(io->context, [shared = shared_, io, socket = std::move(socket), tls = std::move(tls)]() mutable {
+    auto connection = std::make_shared<Connection>(shared, io, std::move(socket), std::move(tls));
     connection->Open();
     if (io->stopping) connection->Close();
   });
@@ -149,10 +166,10 @@ asio::awaitable<void> AsioServer::SweepLoop(std::shared_ptr<IoThread> io, std::s
   }
 }
 
-void AsioServer::CloseAcceptor() {
+void AsioServer::CloseAcceptors() {
   asio::post(io_[0]->context, [this] {
     error_code code;
-    acceptor_->close(code);
+    for (tcp::acceptor& acceptor : acceptors_) acceptor.close(code);
   });
 }
 
@@ -160,7 +177,7 @@ bool AsioServer::Drain(Nanos timeout) {
   auto deadline = std::chrono::steady_clock::now() + timeout;
   shared_->draining = true;
   if (!started_ || stopped_) return true;
-  CloseAcceptor();
+  CloseAcceptors();
   for (auto& io : io_) {
     asio::post(io->context, [io] {
       std::vector<std::shared_ptr<Connection>> snapshot;
@@ -175,7 +192,7 @@ bool AsioServer::Drain(Nanos timeout) {
 void AsioServer::Stop() {
   if (!started_ || stopped_) return;
   stopped_ = true;
-  CloseAcceptor();
+  CloseAcceptors();
   for (auto& io : io_) {
     asio::post(io->context, [io] {
       io->stopping = true;
@@ -200,6 +217,9 @@ ServerStats AsioServer::stats() const {
   stats.clients_too_slow = shared_->slow;
   stats.bytes_sent = shared_->bytes_sent;
   stats.sends = shared_->sends;
+  stats.tls_handshakes = shared_->tls_handshakes;
+  stats.tls_failures = shared_->tls_failures;
+  stats.tls_reloads = shared_->tls_reloads;
   stats.connections = shared_->connections;
   return stats;
 }

@@ -1,6 +1,7 @@
 // The HTTP/1.1 server: a listener, a few I/O threads that each own their connections, and a thread-safe writer for a
 // response. Generic: it knows no route and no JSON. Keep-alive, pipelining (one request of a connection at a time, so
-// answers keep their order), chunked bodies, Expect: 100-continue, HEAD, HTTP/1.0.
+// answers keep their order), chunked bodies, Expect: 100-continue, HEAD, HTTP/1.0; TLS, cross-origin answers, and JSON
+// answers compressed for clients that ask.
 //
 // A connection always has a read pending, so a client that leaves is noticed at once, also while its answer is being
 // made: OnClosed runs. An end of stream from the client counts as leaving (no half-open connections).
@@ -17,12 +18,17 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "http/request.h"
+#include "http/tls.h"
 
 namespace ekiben::http {
 
 struct ServerConfig {
   std::string host = "0.0.0.0";
-  uint16_t port = 3000;  // 0: the kernel picks one, see Server::port
+  uint16_t port = 3000;                      // 0: the kernel picks one, see Server::port
+  std::vector<uint16_t> more_ports;          // same host, handler and TLS
+  TlsConfig tls;                             // of every port
+  std::vector<std::string> allowed_origins;  // of pages that may read answers (CORS); "*": any
+  size_t compress_bytes_min = 1024;          // a shorter JSON answer is never compressed, nor is a stream
   int io_threads = 1;
   int listen_backlog = 2048;
   RequestLimits limits;
@@ -42,7 +48,7 @@ struct ServerConfig {
 class ResponseWriter {
  public:
   virtual ~ResponseWriter() = default;
-  // The whole response at once, with Content-Length.
+  // The whole response at once, with Content-Length. JSON may be compressed here, on the caller's thread.
   virtual void Send(int status, const Headers& headers, std::string_view body) = 0;
   // A response of unknown length: Start, any number of Write, Finish. Each Write is exactly one HTTP chunk, handed to
   // the socket in one piece; when the socket is behind, several whole chunks go in one send.
@@ -75,6 +81,7 @@ struct ServerStats {
   uint64_t clients_left = 0;           // closed before their response was finished
   uint64_t clients_too_slow = 0;       // of these: over the send buffer or the write timeout
   uint64_t bytes_sent = 0, sends = 0;  // sends: system calls
+  uint64_t tls_handshakes = 0, tls_failures = 0, tls_reloads = 0;
   size_t connections = 0;
 };
 
@@ -95,7 +102,7 @@ class Server {
   // Closes everything and joins the I/O threads. Idempotent. Not from a handler.
   virtual void Stop() = 0;
 
-  virtual uint16_t port() const = 0;
+  virtual uint16_t port() const = 0;  // the first one
   virtual ServerStats stats() const = 0;
 };
 

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "http/content_coding.h"
 #include "http/testing/raw_client.h"
 
 namespace ekiben::http {
@@ -59,6 +60,8 @@ class HttpServer : public ::testing::Test {
       for (int i = 0; i < 3; ++i) writer->Write(fmt::format("piece {}\n", i));
       return writer->Finish();
     }
+    if (request.path == "/json")
+      return writer->Send(200, {{"content-type", "application/json"}}, "[" + std::string(5000, ' ') + "]");
     if (request.path == "/throw") throw std::runtime_error("a library gave up");
     if (request.path == "/drop") return;
     writer->Send(200, kText, fmt::format("{} {} {}", request.method, request.target, request.body));
@@ -166,6 +169,82 @@ TEST_F(HttpServer, LimitsHaveStatusesAndTheServerLivesOn) {
   EXPECT_EQ(server->stats().requests, 0u);
   EXPECT_EQ(server->stats().requests_malformed, 5u);
   EXPECT_EQ(Call(port, "GET", "/x").status, 200);
+}
+
+TEST_F(HttpServer, JsonIsCompressedForThoseWhoAsk) {
+  Start();
+  RawResponse plain = Call(port, "GET", "/json");
+  EXPECT_EQ(plain.body.size(), 5002u);
+  EXPECT_EQ(plain.Header("content-encoding"), "");
+  for (auto [asked, coding] :
+       {std::pair("gzip, deflate", ContentCoding::kGzip), {"deflate", ContentCoding::kDeflate}}) {
+    RawResponse coded = Call(port, "GET", "/json", "", fmt::format("Accept-Encoding: {}\r\n", asked));
+    EXPECT_EQ(coded.Header("content-encoding"), ContentCodingName(coding));
+    EXPECT_EQ(coded.Header("vary"), "accept-encoding");
+    EXPECT_LT(coded.body.size(), 200u);
+    EXPECT_EQ(*DecodeContent(coding, coded.body, {}), plain.body);
+  }
+  // Short answers, other types and streams stay as they are.
+  EXPECT_EQ(Call(port, "GET", "/x", "", "Accept-Encoding: gzip\r\n").Header("content-encoding"), "");
+  EXPECT_EQ(Call(port, "GET", "/stream", "", "Accept-Encoding: gzip\r\n").chunks.size(), 3u);
+}
+
+TEST_F(HttpServer, PagesOfNamedOriginsMayReadAnswers) {
+  ServerConfig config;
+  config.allowed_origins = {"https://app.example"};
+  Start(config);
+  RawResponse named = Call(port, "GET", "/stream", "", "Origin: https://app.example\r\n");
+  EXPECT_EQ(named.Header("access-control-allow-origin"), "https://app.example");
+  EXPECT_EQ(named.Header("vary"), "origin");
+  for (const char* origin : {"https://evil.example", "https://app.example.evil", "null", "HTTPS://APP.EXAMPLE"})
+    EXPECT_EQ(Call(port, "GET", "/x", "", fmt::format("Origin: {}\r\n", origin)).Header("access-control-allow-origin"),
+              "")
+        << origin;
+  RawResponse asked = Call(port, "OPTIONS", "/v1/x", "",
+                           "Origin: https://app.example\r\nAccess-Control-Request-Method: POST\r\n"
+                           "Access-Control-Request-Headers: authorization, content-type\r\n");
+  EXPECT_EQ(asked.status, 204);
+  EXPECT_EQ(asked.Header("content-length"), "");
+  EXPECT_EQ(asked.Header("access-control-allow-headers"), "authorization, content-type");
+  EXPECT_NE(asked.Header("access-control-allow-methods").find("POST"), std::string::npos);
+  // Without the policy's consent it is a request like any other.
+  EXPECT_EQ(
+      Call(port, "OPTIONS", "/v1/x", "", "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\n")
+          .body,
+      "OPTIONS /v1/x ");
+}
+
+TEST_F(HttpServer, AnyOriginWhereTheOperatorSaysSo) {
+  ServerConfig config;
+  config.allowed_origins = {"*"};
+  Start(config);
+  RawResponse response = Call(port, "GET", "/x", "", "Origin: https://any.example\r\n");
+  EXPECT_EQ(response.Header("access-control-allow-origin"), "*");
+  EXPECT_EQ(Call(port, "GET", "/x").Header("access-control-allow-origin"), "");
+}
+
+TEST_F(HttpServer, SeveralPortsOneHandler) {
+  uint16_t free_port = 0;
+  {
+    ServerConfig any;
+    any.host = "127.0.0.1";
+    any.port = 0;
+    free_port = (*Server::Create(any))->port();
+  }
+  ServerConfig config;
+  config.more_ports = {free_port};
+  Start(config);
+  EXPECT_EQ(Call(port, "GET", "/one").body, "GET /one ");
+  EXPECT_EQ(Call(free_port, "GET", "/two").body, "GET /two ");
+  ServerConfig taken;
+  taken.host = "127.0.0.1";
+  taken.port = 0;
+  taken.more_ports = {free_port};
+  auto refused = Server::Create(taken);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().message().find(std::to_string(free_port)), std::string::npos);
+  server->Stop();
+  EXPECT_FALSE(RawClient(free_port).connected());
 }
 
 TEST_F(HttpServer, HandlerFaultsAreItsRequestsOnly) {

@@ -112,7 +112,7 @@ RawResponse RawClient::Read(bool head_only) {
     buffer_.erase(0, end + 4);
     response.status = static_cast<int>(Number(std::string_view(response.head).substr(std::min(size_t{9}, end))));
   } while (response.status == 100);
-  if (head_only) {
+  if (head_only || response.status == 204) {
     response.complete = true;
     return response;
   }
