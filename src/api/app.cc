@@ -45,6 +45,8 @@ class Routes final : public App {
         config_(std::move(config)),
         keys_(config_.api_keys),
         metrics_(service, server, config_.model_name),
+        tool_calls_(ToolCallFormatOf(config_.tool_call_parser, service.tokenizer().spec().chat_template)
+                        .value_or(ToolCallFormat::kHermes)),
         context_{service, metrics_, registry_, clock},
         created_(std::chrono::duration_cast<std::chrono::seconds>(clock.WallNow()).count()) {
     AddRoutes();
@@ -109,6 +111,7 @@ class Routes final : public App {
   Metrics metrics_;
   CallRegistry registry_;
   RequestIds ids_;
+  const ToolCallFormat tool_calls_;
   const CallContext context_;
   const int64_t created_;
   std::vector<Route> routes_;
@@ -258,6 +261,9 @@ void Routes::Complete(const http::Request& request, const Writer& writer, bool c
   info.id = (chat ? "chatcmpl-" : "cmpl-") + id;
   info.model = parsed->model.empty() ? config_.model_name : parsed->model;
   info.created = std::chrono::duration_cast<std::chrono::seconds>(clock_.WallNow()).count();
+  info.ids = &ids_;
+  info.tool_calls = tool_calls_;
+  ShowToolCallTokens(*parsed, tool_calls_);
   auto call = MakeOpenAiCall(context_, writer, *parsed, std::move(info));
   for (serve::TextRequest& prompt : parsed->prompts) AddLimits(prompt);
   call->Begin(std::move(parsed->prompts), config_.first_byte_timeout);
@@ -420,6 +426,11 @@ Result<std::unique_ptr<App>> CreateApp(serve::Service& service, http::Server& se
                                        AppConfig config) {
   if (config.model_name.empty())
     return Error(Code::kInvalid, "model_name: empty; name the model that is served", "model_name");
+  if (!ToolCallFormatOf(config.tool_call_parser, ""))
+    return Error(Code::kInvalid,
+                 fmt::format("tool_call_parser: '{}' is not one of auto, hermes, llama3_json, mistral, none",
+                             config.tool_call_parser),
+                 "tool_call_parser");
   for (const std::string& key : config.api_keys)
     if (key.empty()) return Error(Code::kInvalid, "api_keys: an empty key would let everyone in", "api_keys");
   auto app = std::make_unique<Routes>(service, server, clock, std::move(config));

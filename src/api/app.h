@@ -28,6 +28,7 @@ struct AppConfig {
   Nanos first_byte_timeout{};   // traffic.timeout: to the first byte of the answer, then 504; 0: none
   Nanos request_timeout{};      // to the end of the answer; 0: none
   OpenAiLimits limits;
+  std::string tool_call_parser = "auto";  // how the model writes its calls: api/tool_calls.h
   GenerateDefaults generate;
 };
 

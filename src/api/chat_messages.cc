@@ -84,28 +84,9 @@ Result<json::object> Message(const std::string& field, const json::value& value)
   return out;
 }
 
-Result<void> CopyTools(const json::object& body, json::object& inputs) {
-  ASSIGN_OR_RETURN(const json::array* tools, GetArray(body, "tools"));
-  const json::value* choice = body.if_contains("tool_choice");
-  std::string_view chosen = choice != nullptr && choice->is_string() ? std::string_view(choice->get_string()) : "";
-  if (choice != nullptr && choice->is_object()) chosen = "function";
-  if (tools == nullptr && !chosen.empty() && chosen != "none")
-    return Invalid("tool_choice", "only together with \"tools\"");
-  if (tools == nullptr) return {};
-  if (tools->empty()) return Invalid("tools", "an empty array; leave it out");
-  if (tools->size() > 128) return Invalid("tools", fmt::format("{} tools, the limit is 128", tools->size()));
-  for (size_t i = 0; i < tools->size(); ++i)
-    if (!(*tools)[i].is_object())
-      return Invalid(fmt::format("tools[{}]", i), fmt::format("an object is wanted, got {}", KindName((*tools)[i])));
-  if (!chosen.empty() && chosen != "auto" && chosen != "none")
-    return Unsupported("tool_choice", "only 'auto' and 'none' are offered");
-  if (chosen != "none") inputs["tools"] = *tools;
-  return {};
-}
-
 }  // namespace
 
-Result<serve::ChatInput> ParseChatInput(const json::object& body, size_t messages_max) {
+Result<serve::ChatInput> ParseChatInput(const json::object& body, const ToolChoice& tools, size_t messages_max) {
   serve::ChatInput chat;
   ASSIGN_OR_RETURN(const json::array* messages, GetArray(body, "messages"));
   if (messages == nullptr) return Invalid("messages", "missing");
@@ -125,11 +106,15 @@ Result<serve::ChatInput> ParseChatInput(const json::object& body, size_t message
     checked.push_back(std::move(message));
   }
   chat.inputs["messages"] = std::move(checked);
-  RETURN_IF_ERROR(CopyTools(body, chat.inputs));
+  if (tools.kind != ToolChoice::Kind::kNone) chat.inputs["tools"] = body.at("tools");
   ASSIGN_OR_RETURN(const json::array* documents, GetArray(body, "documents"));
   if (documents != nullptr) chat.inputs["documents"] = *documents;
   ASSIGN_OR_RETURN(auto add_prompt, GetBool(body, "add_generation_prompt"));
-  chat.inputs["add_generation_prompt"] = add_prompt.value_or(true);
+  ASSIGN_OR_RETURN(auto continues, GetBool(body, "continue_final_message"));
+  chat.continue_final_message = continues.value_or(false);
+  if (chat.continue_final_message && add_prompt.value_or(false))
+    return Invalid("continue_final_message", "not together with \"add_generation_prompt\": true");
+  chat.inputs["add_generation_prompt"] = add_prompt.value_or(!chat.continue_final_message);
   return chat;
 }
 

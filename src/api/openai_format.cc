@@ -101,6 +101,42 @@ void AppendCompletionLogprobs(std::string& out, const text::Tokenizer& tokenizer
   out.append("],\"top_logprobs\":[").append(tops).append("]}");
 }
 
+void AppendPromptLogprobs(std::string& out, const text::Tokenizer& tokenizer, const std::vector<ScoredToken>& prompt,
+                          int32_t alternatives) {
+  out.push_back('[');
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    if (i > 0) out.push_back(',');
+    const PositionLogProbs* position = prompt[i].position;
+    if (position == nullptr) {
+      out.append("null");
+      continue;
+    }
+    auto append = [&](TokenId token, float logprob, int32_t rank) {
+      out.append(out.back() == '{' ? "\"" : ",\"");
+      AppendJsonInt(out, token);
+      out.append("\":{\"logprob\":");
+      AppendJsonFloat(out, logprob);
+      out.append(",\"rank\":");
+      if (rank > 0)
+        AppendJsonInt(out, rank);
+      else
+        out.append("null");  // worse than the alternatives that were looked at
+      out.append(",\"decoded_token\":");
+      AppendJsonString(out, ReplaceInvalidUtf8(tokenizer.Bytes(token)));
+      out.push_back('}');
+    };
+    out.push_back('{');
+    int32_t own_rank = 0;
+    for (int32_t k = 0; k < position->count; ++k) {
+      if (position->best[k].token == prompt[i].token) own_rank = k + 1;
+      if (k < alternatives) append(position->best[k].token, position->best[k].logprob, k + 1);
+    }
+    if (own_rank == 0 || own_rank > alternatives) append(prompt[i].token, position->chosen, own_rank);
+    out.push_back('}');
+  }
+  out.push_back(']');
+}
+
 void AppendTokenIds(std::string& out, const std::vector<TokenId>& tokens) {
   out.push_back('[');
   for (size_t i = 0; i < tokens.size(); ++i) {

@@ -28,6 +28,10 @@ struct ScoredToken {
 void AppendCompletionLogprobs(std::string& out, const text::Tokenizer& tokenizer,
                               const std::vector<ScoredToken>& tokens, size_t& offset);
 
+// vLLM's: [null, {"<id>":{"logprob","rank","decoded_token"}, ...}, ...], at most `alternatives` and the prompt's own.
+void AppendPromptLogprobs(std::string& out, const text::Tokenizer& tokenizer, const std::vector<ScoredToken>& prompt,
+                          int32_t alternatives);
+
 void AppendTokenIds(std::string& out, const std::vector<TokenId>& tokens);
 
 }  // namespace ekiben::api

@@ -139,21 +139,16 @@ Result<void> ParseSampling(const json::object& body, uint64_t seed_if_absent, Sa
 
 // Fields that would change the answer and that this server does not have: refused, so that nobody is misled.
 Result<void> RefuseUnsupported(const json::object& body) {
-  for (const char* key : {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-                          "prompt_logprobs", "functions", "audio", "prediction"}) {
+  for (const char* key : {"functions", "function_call", "audio"}) {
     const json::value* value = body.if_contains(key);
     if (value != nullptr && !value->is_null()) return Unsupported(key, "not offered by this server; leave it out");
   }
-  for (const char* key : {"use_beam_search", "continue_final_message"}) {
-    ASSIGN_OR_RETURN(auto value, GetBool(body, key));
-    if (value.value_or(false)) return Unsupported(key, "true is not offered by this server");
-  }
-  ASSIGN_OR_RETURN(const json::object* format, GetObject(body, "response_format"));
-  if (format != nullptr) {
-    ASSIGN_OR_RETURN(auto type, GetString(*format, "type"));
-    if (type.value_or("text") != "text")
-      return Unsupported("response_format", fmt::format("type '{}' is not offered; only 'text' is", *type));
-  }
+  ASSIGN_OR_RETURN(auto beams, GetBool(body, "use_beam_search"));
+  if (beams.value_or(false)) return Unsupported("use_beam_search", "true is not offered by this server");
+  ASSIGN_OR_RETURN(const json::array* modalities, GetArray(body, "modalities"));
+  if (modalities != nullptr)
+    for (const json::value& modality : *modalities)
+      if (modality != "text") return Unsupported("modalities", "only \"text\" is offered");
   return {};
 }
 
@@ -174,10 +169,6 @@ Result<void> ParseCommon(const json::object& body, uint64_t seed_if_absent, cons
   out.model = model.value_or("");
   RETURN_IF_ERROR(RefuseUnsupported(body));
   READ_INT(body, "n", 1, limits.n_max, out.n);
-  request.n = out.n;
-  ASSIGN_OR_RETURN(auto best_of, GetInt(body, "best_of", 1, limits.n_max));
-  if (best_of && *best_of != out.n)
-    return Unsupported("best_of", fmt::format("{} differs from n = {}; ranking is not offered", *best_of, out.n));
   RETURN_IF_ERROR(ParseStreaming(body, out));
   RETURN_IF_ERROR(ParseStop(body, request));
   RETURN_IF_ERROR(ParseSampling(body, seed_if_absent, request.sampling));
@@ -196,19 +187,41 @@ Result<void> ParseCommon(const json::object& body, uint64_t seed_if_absent, cons
   if (salt && salt->size() > 1024)
     return Invalid("cache_salt", fmt::format("{} bytes, the limit is 1024", salt->size()));
   request.cache_salt = salt.value_or("");
+  ASSIGN_OR_RETURN(auto truncate, GetInt(body, "truncate_prompt_tokens", -1, kTokensMax));
+  if (truncate && *truncate == 0)
+    return Invalid("truncate_prompt_tokens", "0 leaves no prompt; -1 means max_input_len");
+  if (truncate) request.truncate_prompt_tokens = static_cast<int32_t>(*truncate);
+  READ_INT(body, "prompt_logprobs", 0, PositionLogProbs::kAlternativesMax, out.prompt_logprobs);
+  if (out.prompt_logprobs >= 0 && out.stream) return Unsupported("prompt_logprobs", "not offered in a stream");
+  ASSIGN_OR_RETURN(request.grammar, ParseOutputFormat(body));
   ASSIGN_OR_RETURN(auto id, GetString(body, "request_id"));
   out.request_id = id.value_or("");
   return {};
 }
 
-Result<void> ParseChatLogprobs(const json::object& body, SamplingParams& out) {
+// Sequences of a prompt, and which log-probabilities they need: those that were asked for, those of the prompt (which
+// take as many alternatives as the request's tokens do), and the chosen tokens' where sequences are ranked.
+Result<void> SettleSequences(const json::object& body, const OpenAiLimits& limits, CompletionRequest& out,
+                             TextRequest& request) {
+  out.best_of = out.n;
+  READ_INT(body, "best_of", 1, limits.n_max, out.best_of);
+  if (out.best_of < out.n) return Invalid("best_of", fmt::format("{} is less than n = {}", out.best_of, out.n));
+  const bool ranks = out.best_of > out.n;
+  if (ranks && out.stream) return Unsupported("best_of", "over n it is not offered in a stream: ranks come at the end");
+  request.n = out.best_of;
+  request.prompt_logprobs = out.prompt_logprobs >= 0 || (out.echo && out.logprobs >= 0);
+  request.sampling.logprobs = std::max({out.logprobs, out.prompt_logprobs, ranks ? 0 : -1});
+  return {};
+}
+
+Result<void> ParseChatLogprobs(const json::object& body, int32_t& out) {
   bool logprobs = false;
   int32_t top = 0;
   READ_BOOL(body, "logprobs", logprobs);
   ASSIGN_OR_RETURN(auto given, GetInt(body, "top_logprobs", 0, PositionLogProbs::kAlternativesMax));
   SetIf(given, top);
   if (top > 0 && !logprobs) return Invalid("top_logprobs", "only with \"logprobs\": true");
-  if (logprobs) out.logprobs = top;
+  if (logprobs) out = top;
   return {};
 }
 
@@ -262,9 +275,14 @@ Result<CompletionRequest> ParseChatRequest(const json::object& body, uint64_t se
   CompletionRequest out;
   out.chat = true;
   TextRequest request;
-  ASSIGN_OR_RETURN(request.input, ParseChatInput(body, limits.messages_max));
+  ASSIGN_OR_RETURN(out.tools, ParseToolChoice(body));
+  ASSIGN_OR_RETURN(request.input, ParseChatInput(body, out.tools, limits.messages_max));
   RETURN_IF_ERROR(ParseCommon(body, seed_if_absent, limits, out, request));
-  RETURN_IF_ERROR(ParseChatLogprobs(body, request.sampling));
+  if (out.tools.grammar && request.grammar)
+    return Invalid("tool_choice", fmt::format("a demanded call not together with {}", request.grammar->field));
+  if (out.tools.grammar) request.grammar = std::move(out.tools.grammar);
+  RETURN_IF_ERROR(ParseChatLogprobs(body, out.logprobs));
+  RETURN_IF_ERROR(SettleSequences(body, limits, out, request));
   if (out.echo) return Unsupported("echo", "true is not offered for chat; use /v1/completions");
   ASSIGN_OR_RETURN(auto old_name, GetInt(body, "max_tokens", 1, kTokensMax));
   ASSIGN_OR_RETURN(auto new_name, GetInt(body, "max_completion_tokens", 1, kTokensMax));
@@ -279,7 +297,8 @@ Result<CompletionRequest> ParseCompletionRequest(const json::object& body, uint6
   CompletionRequest out;
   TextRequest request;
   RETURN_IF_ERROR(ParseCommon(body, seed_if_absent, limits, out, request));
-  READ_INT(body, "logprobs", 0, PositionLogProbs::kAlternativesMax, request.sampling.logprobs);
+  READ_INT(body, "logprobs", 0, PositionLogProbs::kAlternativesMax, out.logprobs);
+  RETURN_IF_ERROR(SettleSequences(body, limits, out, request));
   READ_BOOL(body, "add_special_tokens", request.add_special_tokens);
   ASSIGN_OR_RETURN(auto suffix, GetString(body, "suffix"));
   if (suffix && !suffix->empty()) return Unsupported("suffix", "not offered by this server; leave it out");
@@ -288,10 +307,9 @@ Result<CompletionRequest> ParseCompletionRequest(const json::object& body, uint6
   if (request.max_tokens == 0 && !out.echo)
     return Invalid("max_tokens", "0 produces nothing; send at least 1, or \"echo\": true to score the prompt");
   if (request.max_tokens == 0) request.sampling.min_tokens = 0;
-  request.prompt_logprobs = out.echo && request.sampling.logprobs >= 0;
   ASSIGN_OR_RETURN(auto prompts, ParsePrompts(body, limits));
-  if (prompts.size() * static_cast<size_t>(out.n) > limits.sequences_max)
-    return Invalid("n", fmt::format("{} with {} prompts is over the limit of {} sequences", out.n, prompts.size(),
+  if (prompts.size() * static_cast<size_t>(out.best_of) > limits.sequences_max)
+    return Invalid("n", fmt::format("{} with {} prompts is over the limit of {} sequences", out.best_of, prompts.size(),
                                     limits.sequences_max));
   for (auto& prompt : prompts) {
     out.prompts.push_back(request);
@@ -307,7 +325,8 @@ Result<TokenizeRequest> ParseTokenizeRequest(const json::object& body, const Ope
   READ_BOOL(body, "add_special_tokens", out.input.add_special_tokens);
   READ_BOOL(body, "return_token_strs", out.return_token_strs);
   if (body.contains("messages")) {
-    ASSIGN_OR_RETURN(out.input.input, ParseChatInput(body, limits.messages_max));
+    ASSIGN_OR_RETURN(ToolChoice tools, ParseToolChoice(body));
+    ASSIGN_OR_RETURN(out.input.input, ParseChatInput(body, tools, limits.messages_max));
     return out;
   }
   ASSIGN_OR_RETURN(auto prompt, GetString(body, "prompt"));

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "api/tool_choice.h"
 #include "base/json.h"
 #include "base/result.h"
 #include "serve/service.h"
@@ -26,7 +27,11 @@ struct CompletionRequest {
   bool chat = false;
   std::string model;                        // empty: not given
   std::vector<serve::TextRequest> prompts;  // chat: one
-  int32_t n = 1;
+  int32_t n = 1;                            // choices of a prompt
+  int32_t best_of = 1;                      // sequences of a prompt, >= n
+  ToolChoice tools;
+  int32_t logprobs = -1;         // alternatives that were asked for; -1: none
+  int32_t prompt_logprobs = -1;  // the same of the prompt's tokens
   bool stream = false;
   bool include_usage = false;           // one more chunk with the usage
   bool continuous_usage_stats = false;  // usage on every chunk

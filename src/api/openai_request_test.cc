@@ -124,11 +124,32 @@ TEST(OpenAiRequest, ChatRefusesNamingFieldAndLimit) {
       {"seed", "limit", R"({"messages":[{"role":"user","content":"a"}],"seed":18446744073709551615})"},
       {"tools", "empty", R"({"messages":[{"role":"user","content":"a"}],"tools":[]})"},
       {"tool_choice", "tools", R"({"messages":[{"role":"user","content":"a"}],"tool_choice":"auto"})"},
-      {"tool_choice", "auto", R"({"messages":[{"role":"user","content":"a"}],"tools":[{}],"tool_choice":"required"})"},
-      {"response_format", "json_object",
-       R"({"messages":[{"role":"user","content":"a"}],"response_format":{"type":"json_object"}})"},
+      {"tools[0].function", "missing",
+       R"({"messages":[{"role":"user","content":"a"}],"tools":[{}],"tool_choice":"required"})"},
+      {"tools[0].function.name", "a b",
+       R"({"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"a b"}}]})"},
+      {"tools[0].type", "web_search",
+       R"({"messages":[{"role":"user","content":"a"}],"tools":[{"type":"web_search"}]})"},
+      {"tool_choice", "'g' is none",
+       R"({"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"f"}}],
+           "tool_choice":{"type":"function","function":{"name":"g"}}})"},
+      {"tool_choice", "response_format",
+       R"({"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"f"}}],
+           "tool_choice":"required","response_format":{"type":"json_object"}})"},
+      {"response_format", "yaml", R"({"messages":[{"role":"user","content":"a"}],"response_format":{"type":"yaml"}})"},
+      {"response_format.json_schema.schema", "missing",
+       R"({"messages":[{"role":"user","content":"a"}],"response_format":{"type":"json_schema","json_schema":{}}})"},
+      {"guided_regex", "together",
+       R"({"messages":[{"role":"user","content":"a"}],"guided_regex":"a","response_format":{"type":"json_object"}})"},
+      {"structured_outputs", "array",
+       R"({"messages":[{"role":"user","content":"a"}],"structured_outputs":{"choice":"a"}})"},
+      {"continue_final_message", "add_generation_prompt",
+       R"({"messages":[{"role":"user","content":"a"}],"continue_final_message":true,"add_generation_prompt":true})"},
+      {"truncate_prompt_tokens", "0", R"({"messages":[{"role":"user","content":"a"}],"truncate_prompt_tokens":0})"},
+      {"prompt_logprobs", "stream",
+       R"({"messages":[{"role":"user","content":"a"}],"prompt_logprobs":1,"stream":true})"},
+      {"modalities", "text", R"({"messages":[{"role":"user","content":"a"}],"modalities":["audio"]})"},
       {"use_beam_search", "true", R"({"messages":[{"role":"user","content":"a"}],"use_beam_search":true})"},
-      {"structured_outputs", "not offered", R"({"messages":[{"role":"user","content":"a"}],"structured_outputs":{}})"},
       {"cache_salt", "empty", R"({"messages":[{"role":"user","content":"a"}],"cache_salt":""})"},
       {"stream", "boolean", R"({"messages":[{"role":"user","content":"a"}],"stream":"yes"})"},
   };
@@ -149,7 +170,8 @@ TEST(OpenAiRequest, CompletionsRefuse) {
       {"prompt", "-3", R"({"prompt":[-3]})"},
       {"prompt", "boolean", R"({"prompt":[true]})"},
       {"max_tokens", "echo", R"({"prompt":"a","max_tokens":0})"},
-      {"best_of", "3", R"({"prompt":"a","best_of":3})"},
+      {"best_of", "n = 3", R"({"prompt":"a","best_of":2,"n":3})"},
+      {"best_of", "stream", R"({"prompt":"a","best_of":2,"stream":true})"},
       {"suffix", "not offered", R"({"prompt":"a","suffix":"b"})"},
       {"logprobs", "20", R"({"prompt":"a","logprobs":50})"},
       {"n", "1024", R"({"prompt":["1","2","3","4","5","6","7","8","9"],"n":128})"},
@@ -160,6 +182,65 @@ TEST(OpenAiRequest, CompletionsRefuse) {
     EXPECT_EQ(parsed.error().field(), bad.field) << bad.body;
     EXPECT_NE(parsed.error().message().find(bad.word), std::string::npos) << parsed.error().message();
   }
+}
+
+TEST(OpenAiRequest, WhatTheTextMustBe) {
+  using Kind = text::GrammarSpec::Kind;
+  auto grammar = [](std::string fields) {
+    auto parsed = ParseChatRequest(Body((R"({"messages":[{"role":"user","content":"a"}],)" + fields + "}").c_str()), 1);
+    EXPECT_TRUE(parsed.ok()) << fields << parsed.error().message();
+    return parsed.ok() ? parsed->prompts[0].grammar : std::nullopt;
+  };
+  EXPECT_EQ(grammar(R"("response_format":{"type":"text"})"), std::nullopt);
+  EXPECT_EQ(grammar(R"("response_format":{"type":"json_object"})")->kind, Kind::kJsonObject);
+  auto schema =
+      grammar(R"("response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"null"}}})");
+  EXPECT_EQ(schema->kind, Kind::kJsonSchema);
+  EXPECT_EQ(schema->source, R"({"type":"null"})");
+  EXPECT_EQ(schema->field, "response_format");
+  EXPECT_EQ(grammar(R"("structured_outputs":{"regex":"a+"})")->source, "a+");
+  EXPECT_EQ(grammar(R"("structured_outputs":{"choice":["x","y"]})")->choices, (std::vector<std::string>{"x", "y"}));
+  EXPECT_EQ(grammar(R"("guided_json":"{\"type\":\"null\"}")")->source, R"({"type":"null"})");
+  EXPECT_EQ(grammar(R"("guided_grammar":"root ::= \"a\"")")->kind, Kind::kEbnf);
+}
+
+TEST(OpenAiRequest, ToolChoices) {
+  auto parse = [](std::string choice) {
+    auto parsed = ParseChatRequest(
+        Body((R"({"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"f",
+              "parameters":{"type":"object","properties":{"x":{"$ref":"#/$defs/d"}},"$defs":{"d":{"type":"null"}}}}},
+              {"type":"function","function":{"name":"g"}}])" +
+              choice + "}")
+                 .c_str()),
+        1);
+    EXPECT_TRUE(parsed.ok()) << parsed.error().message();
+    return *std::move(parsed);
+  };
+  auto has_tools = [](const CompletionRequest& r) {
+    return std::get<serve::ChatInput>(r.prompts[0].input).inputs.contains("tools");
+  };
+  CompletionRequest automatic = parse(""), none = parse(R"(,"tool_choice":"none")");
+  EXPECT_EQ(automatic.tools.kind, ToolChoice::Kind::kAuto);
+  EXPECT_TRUE(has_tools(automatic) && !automatic.prompts[0].grammar);
+  EXPECT_EQ(none.tools.kind, ToolChoice::Kind::kNone);
+  EXPECT_FALSE(has_tools(none) || none.prompts[0].grammar);
+  CompletionRequest required = parse(R"(,"tool_choice":"required","parallel_tool_calls":false)");
+  json::value schema = json::parse(required.prompts[0].grammar->source);
+  EXPECT_EQ(schema.at("maxItems"), 1);
+  EXPECT_EQ(schema.at("items").at("anyOf").at(1).at("properties").at("name").at("const"), "g");
+  EXPECT_EQ(schema.at("$defs").at("d").at("type"), "null") << "references are to the root";
+  CompletionRequest named = parse(R"(,"tool_choice":{"type":"function","function":{"name":"f"}})");
+  EXPECT_EQ(named.tools.name, "f");
+  EXPECT_TRUE(json::parse(named.prompts[0].grammar->source).as_object().contains("$defs"));
+}
+
+TEST(OpenAiRequest, BestOfRanksByLogProbabilities) {
+  auto parsed = ParseCompletionRequest(Body(R"({"prompt":"a","best_of":4,"n":2})"), 1);
+  ASSERT_TRUE(parsed.ok());
+  EXPECT_EQ(parsed->n, 2);
+  EXPECT_EQ(parsed->prompts[0].n, 4);
+  EXPECT_EQ(parsed->logprobs, -1);
+  EXPECT_EQ(parsed->prompts[0].sampling.logprobs, 0);
 }
 
 TEST(OpenAiRequest, BodiesThatAreNoObject) {

@@ -60,6 +60,15 @@ TokenId Sample(const FakeBackendOptions& options, const Request& request, int32_
   return token;
 }
 
+// `token`, or the next one after it that the grammar allows.
+TokenId Constrain(TokenMatcher& matcher, TokenId token, int32_t vocab_size) {
+  std::vector<int32_t> bits(static_cast<size_t>(TokenMaskWords(vocab_size)));
+  if (matcher.Allowed(bits) == TokenMatcher::Mask::kSome)
+    for (int32_t tried = 0; !IsAllowed(bits, token) && tried < vocab_size; ++tried) token = (token + 1) % vocab_size;
+  matcher.Accept(token);
+  return token;
+}
+
 PositionLogProbs FakeLogProbs(uint64_t prefix, TokenId chosen, int32_t alternatives, int32_t vocab_size) {
   PositionLogProbs out;
   out.chosen = -0.5f - static_cast<float>(Mix(prefix, static_cast<uint32_t>(chosen)) % 1000) * 0.001f;
@@ -90,7 +99,8 @@ struct FakeBackend::Slot {
   int32_t drawn = 0;  // tokens generated
   TokenId last_token = kUnwritten;
   std::vector<BlockId> table;
-  int32_t length = 0;  // tokens written since the binding, as the host plans them
+  int32_t length = 0;                     // tokens written since the binding, as the host plans them
+  std::unique_ptr<TokenMatcher> matcher;  // with a grammar
 };
 
 struct FakeBackend::Flight {
@@ -151,6 +161,10 @@ void FakeBackend::BindSlot(const SlotBinding& binding) {
   slot.sequence = binding.sequence;
   slot.sequence_index = binding.sequence_index;
   slot.drawn = static_cast<int32_t>(binding.generated.size());
+  slot.matcher.reset();
+  if (slot.request->constraint != nullptr) slot.matcher = slot.request->constraint->NewMatcher();
+  for (TokenId token : binding.generated)
+    if (slot.matcher) slot.matcher->Accept(token);
   slot.last_token = kUnwritten;
   slot.length = 0;
   std::ranges::fill(slot.table, BlockId{-1});
@@ -320,6 +334,7 @@ void FakeBackend::RunRow(const StepPlan& plan, const PlanRow& row, RowResult& re
   if (static_cast<size_t>(end) < request.prompt.size()) return;  // a chunk scored, nothing to sample yet
   result.finite = !options_.not_finite || !options_.not_finite(request, slot.sequence_index, slot.drawn);
   slot.last_token = Sample(options_, request, slot.sequence_index, slot.drawn++, prefix);
+  if (slot.matcher) slot.last_token = Constrain(*slot.matcher, slot.last_token, options_.vocab_size);
   sampled_[row_index] = slot.last_token;
   result.token_count = 1;
   result.tokens = {&sampled_[row_index], 1};

@@ -35,14 +35,15 @@ bool IsPlainGreedy(const Request& request) {
   const SamplingParams& s = request.sampling;
   const bool masks_ends = s.min_tokens > 0 && !request.stop_tokens.empty();
   return s.greedy() && !s.needs_history() && !masks_ends && s.logprobs < 0 && s.logit_bias.empty() &&
-         s.allowed_tokens.empty() && !request.prompt_logprobs;
+         s.allowed_tokens.empty() && !request.prompt_logprobs && request.constraint == nullptr;
 }
 
 bool DeviceSamples(const Request& request) {
   const SamplingParams& s = request.sampling;
-  return s.allowed_tokens.empty() && !request.prompt_logprobs && s.logit_bias.size() <= kRulesMax &&
-         request.stop_tokens.size() <= kRulesMax && s.bad_words.size() <= kRulesMax &&
-         RuleWords(request) <= static_cast<size_t>(cuda::kRuleWords) && !NamesATokenTwice(s.logit_bias);
+  return request.constraint == nullptr && s.allowed_tokens.empty() && !request.prompt_logprobs &&
+         s.logit_bias.size() <= kRulesMax && request.stop_tokens.size() <= kRulesMax &&
+         s.bad_words.size() <= kRulesMax && RuleWords(request) <= static_cast<size_t>(cuda::kRuleWords) &&
+         !NamesATokenTwice(s.logit_bias);
 }
 
 int32_t WriteSlotSampling(const Request& request, int32_t sequence_index, std::span<const TokenId> generated,

@@ -11,9 +11,9 @@ namespace ekiben {
 
 // True when the device's argmax alone serves the request.
 bool IsPlainGreedy(const Request& request);
-// False: the host samples. allowed_tokens (a list as long as the vocabulary), prompt_logprobs (rows that are not
-// sampled), a bias that names a token twice (their order would count), or more stop tokens, bad words or bias entries
-// than a slot has room for.
+// False: the host samples. A grammar, allowed_tokens (a list as long as the vocabulary), prompt_logprobs (rows that are
+// not sampled), a bias that names a token twice (their order would count), or more stop tokens, bad words or bias
+// entries than a slot has room for.
 bool DeviceSamples(const Request& request);
 
 struct SlotMemory {

@@ -22,6 +22,7 @@ struct ServeOptions {
   StackOptions stack;
   http::ServerConfig http;
   std::vector<std::string> api_keys;
+  std::string tool_call_parser = "auto";
   double traffic_timeout_s = 60, drain_timeout_s = 30;
   int32_t max_concurrency = 0, port = 3000, max_connections = 4096;
 };
@@ -88,6 +89,7 @@ Result<int> Run(const ServeOptions& options) {
   api::AppConfig config;
   config.model_name = stack->model_name();
   config.api_keys = options.api_keys;
+  config.tool_call_parser = options.tool_call_parser;
   config.web_page = kWebPage;
   config.max_concurrency = options.max_concurrency;
   config.first_byte_timeout = Nanos(static_cast<int64_t>(options.traffic_timeout_s * 1e9));
@@ -144,6 +146,11 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
       ->add_option("--allowed_origins", options->http.allowed_origins,
                    "Web origin whose pages may read answers, e.g. https://app.example; repeatable; '*': any")
       ->group(kGroup);
+  add(command
+          ->add_option("--tool_call_parser", options->tool_call_parser,
+                       "How the model writes tool calls: auto (from its chat template), hermes, llama3_json, mistral, "
+                       "none (they stay text)")
+          ->check(CLI::IsMember({"auto", "hermes", "llama3_json", "mistral", "none"})));
   command->add_option("--served_model_name", options->stack.served_model_name, "The model's id in the API")
       ->group(kGroup);
   add(command

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "request/ids.h"
 #include "request/sampling_params.h"
+#include "request/token_constraint.h"
 
 namespace ekiben {
 
@@ -19,6 +20,7 @@ struct Request {
   int32_t max_tokens = 16;      // new tokens; 0: only score the prompt
   int32_t n = 1;                // sequences generated from the one prompt; sequence i draws with sequence index i
   SamplingParams sampling;
+  std::shared_ptr<const TokenConstraint> constraint;  // a grammar; null: any token
   std::vector<TokenId> stop_tokens;  // any of them ends a sequence (kEndToken); includes the model's end ids
   bool ignore_eos = false;           // stop_tokens do not end the sequence
   bool prompt_logprobs = false;      // log-probabilities of the prompt tokens, `sampling.logprobs` alternatives

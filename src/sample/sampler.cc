@@ -89,6 +89,7 @@ void Sampler::Bind(SlotId slot_id, const Request& request, int32_t sequence_inde
   slot.generated = static_cast<int32_t>(generated.size());
   slot.seen.clear();
   slot.tail.clear();
+  BindGrammar(slot, generated);
   const SamplingParams& params = request.sampling;
   if (!params.needs_history()) return;
   if (!params.bad_words.empty()) {
@@ -111,10 +112,32 @@ void Sampler::Bind(SlotId slot_id, const Request& request, int32_t sequence_inde
   slot.seen.reserve(kept + static_cast<size_t>(request.max_tokens));
 }
 
-void Sampler::Remember(Slot& slot, TokenId token) const {
+// A grammar walks what a sequence generated before a preemption once more.
+void Sampler::BindGrammar(Slot& slot, std::span<const TokenId> generated) const {
+  slot.grammar.reset();
+  if (slot.request->constraint == nullptr) return;
+  slot.grammar.emplace();
+  slot.grammar->matcher = slot.request->constraint->NewMatcher();
+  slot.grammar->mask.resize(static_cast<size_t>(TokenMaskWords(vocab_size_)));
+  for (TokenId token : generated) slot.grammar->matcher->Accept(token);
+}
+
+void Sampler::ApplyGrammar(const GrammarState& grammar, float* logits) const {
+  if (grammar.allowed == TokenMatcher::Mask::kAll) return;
+  for (size_t word = 0; word < grammar.mask.size(); ++word) {
+    auto begin = static_cast<int32_t>(word * 32), end = std::min(begin + 32, vocab_size_);
+    if (grammar.mask[word] == -1) continue;
+    for (int32_t token = begin; token < end; ++token)
+      if (!IsAllowed(grammar.mask, token)) logits[token] = kMasked;
+  }
+}
+
+// False: the grammar does not take the token.
+bool Sampler::Remember(Slot& slot, TokenId token) const {
+  if (slot.grammar && !slot.grammar->matcher->Accept(token)) return false;
   ++slot.generated;
   const SamplingParams& params = slot.request->sampling;
-  if (!params.needs_history()) return;
+  if (!params.needs_history()) return true;
   if (!params.bad_words.empty()) slot.tail.push_back(token);
   auto at = std::lower_bound(slot.seen.begin(), slot.seen.end(), token,
                              [](const Seen& seen, TokenId wanted) { return seen.token < wanted; });
@@ -123,11 +146,13 @@ void Sampler::Remember(Slot& slot, TokenId token) const {
   } else {
     slot.seen.insert(at, {token, 1});
   }
+  return true;
 }
 
 void Sampler::ApplyRules(const Slot& slot, float* logits) const {
   const Request& request = *slot.request;
   const SamplingParams& params = request.sampling;
+  if (slot.grammar) ApplyGrammar(*slot.grammar, logits);
   if (!params.allowed_tokens.empty()) {
     std::vector<std::pair<TokenId, float>> kept;  // only requests that ask for it pay
     kept.reserve(params.allowed_tokens.size());
@@ -160,19 +185,28 @@ Sampler::Choice Sampler::Sample(SlotId slot_id, float* logits, PositionLogProbs*
   const SamplingParams& params = slot.request->sampling;
   const bool limited = params.top_k > 0 && params.top_k < vocab_size_;
   const bool filtered = !params.greedy() && (limited || params.top_p < 1.0f);
-  const bool ruled = params.needs_history() || !params.logit_bias.empty() || !params.allowed_tokens.empty() ||
-                     slot.generated < params.min_tokens;
+  const bool ruled = slot.grammar || params.needs_history() || !params.logit_bias.empty() ||
+                     !params.allowed_tokens.empty() || slot.generated < params.min_tokens;
   std::vector<float>& block_max = ThreadScratch().block_max;
   block_max.resize(static_cast<size_t>((vocab_size_ + kBlock - 1) / kBlock));
 
   RowSummary row = SummarizeRow(isa_, logits, vocab_size_, block_max.data());
   if (!row.finite) return {0, false};
   const bool want_logprobs = logprobs != nullptr && params.logprobs >= 0;
+  if (slot.grammar) {
+    slot.grammar->allowed = slot.grammar->matcher->Allowed(slot.grammar->mask);
+    if (slot.grammar->allowed == TokenMatcher::Mask::kFailed) return {0, false};
+  }
   std::vector<float> raw;
-  if (want_logprobs && ruled) raw.assign(logits, logits + vocab_size_);
+  if (ruled && (want_logprobs || slot.grammar)) raw.assign(logits, logits + vocab_size_);
   if (ruled) {
     ApplyRules(slot, logits);
     row = SummarizeRow(isa_, logits, vocab_size_, block_max.data());
+    if (row.max == kMasked && slot.grammar) {  // bans, or min_tokens where only an end is left
+      std::ranges::copy(raw, logits);
+      ApplyGrammar(*slot.grammar, logits);
+      row = SummarizeRow(isa_, logits, vocab_size_, block_max.data());
+    }
     if (row.max == kMasked) return {0, false};  // every token is masked: nothing can be chosen
   }
 
@@ -184,8 +218,7 @@ Sampler::Choice Sampler::Sample(SlotId slot_id, float* logits, PositionLogProbs*
                      : DrawUnfiltered(params, draw, logits, row.max);
   }
   if (want_logprobs) LogProbs(ruled ? raw.data() : logits, token, params.logprobs, logprobs);
-  Remember(slot, token);
-  return {token, true};
+  return {token, Remember(slot, token)};
 }
 
 // The inverse of the cumulative distribution, in the order of ids: first the block, then inside it.

@@ -3,8 +3,9 @@
 // history and draw (base/philox.h: seed, sequence index, position), so neighbours, batch and preemption never change
 // it.
 //
-// Order of the rules (vLLM's): log-probabilities are taken from the raw logits; then allowed ids, bias, bad words,
-// min_tokens, penalties; then temperature; then top_k, top_p, min_p; then the draw. Greedy never computes a softmax.
+// Order of the rules (vLLM's): log-probabilities are taken from the raw logits; then the grammar, allowed ids, bias,
+// bad words, min_tokens, penalties; then temperature; then top_k, top_p, min_p; then the draw. Greedy never computes a
+// softmax. A grammar outranks the bans: where these leave none of its tokens, it alone counts.
 //
 // The draw: weights relative to the best are integers (logit_scan.h), so that sums are exact. Tokens in the order of
 // their logits, the lower id first among equals: top_k keeps the first k; top_p the fewest of these that have its share
@@ -13,6 +14,8 @@
 // Thread: Bind from the backend's; Sample for different slots at once from any.
 #pragma once
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -31,7 +34,8 @@ class Sampler {
 
   struct Choice {
     TokenId token = 0;
-    bool finite = true;  // false: the row held NaN or infinity, `token` means nothing and the history is unchanged
+    bool finite = true;  // false: the row held NaN or infinity, or nothing was allowed; `token` means nothing and the
+                         // history is unchanged
   };
   // `logits` [vocab_size] are changed. `logprobs` may be null; else it is filled when the request asked for them.
   Choice Sample(SlotId slot, float* logits, PositionLogProbs* logprobs);
@@ -46,15 +50,24 @@ class Sampler {
     TokenId token;
     int32_t output_count;  // 0: in the prompt only
   };
+  // With Request::constraint only.
+  struct GrammarState {
+    std::unique_ptr<TokenMatcher> matcher;
+    std::vector<int32_t> mask;
+    TokenMatcher::Mask allowed = TokenMatcher::Mask::kAll;  // of the row at hand
+  };
   struct Slot {
     const Request* request = nullptr;
     int32_t sequence_index = 0;
     int32_t generated = 0;
     std::vector<Seen> seen;     // sorted by token; only when the parameters need history
     std::vector<TokenId> tail;  // prompt and output; only with bad words
+    std::optional<GrammarState> grammar;
   };
+  void BindGrammar(Slot& slot, std::span<const TokenId> generated) const;
+  void ApplyGrammar(const GrammarState& grammar, float* logits) const;
   void ApplyRules(const Slot& slot, float* logits) const;
-  void Remember(Slot& slot, TokenId token) const;
+  bool Remember(Slot& slot, TokenId token) const;
   TokenId DrawUnfiltered(const SamplingParams& params, float draw, const float* logits, float max) const;
   TokenId DrawFiltered(const SamplingParams& params, float draw, const float* logits, float max,
                        std::span<const float> block_max) const;

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <memory>
 #include <random>
 
 #include "sample/logit_scan.h"
@@ -30,6 +32,95 @@ std::map<TokenId, int> DrawMany(const Request& request, const std::vector<float>
     ++seen[sampler.Sample({0}, copy.data(), nullptr).token];
   }
   return seen;
+}
+
+// Allows the tokens of `allowed` in turn; ends failing when it is told another one.
+class ScriptedConstraint final : public TokenConstraint, public std::enable_shared_from_this<ScriptedConstraint> {
+ public:
+  explicit ScriptedConstraint(std::vector<std::vector<TokenId>> allowed) : allowed_(std::move(allowed)) {}
+  std::unique_ptr<TokenMatcher> NewMatcher() const override { return std::make_unique<Matcher>(shared_from_this()); }
+
+ private:
+  class Matcher final : public TokenMatcher {
+   public:
+    explicit Matcher(std::shared_ptr<const ScriptedConstraint> script) : script_(std::move(script)) {}
+    Mask Allowed(std::span<int32_t> bits) override {
+      if (at_ == script_->allowed_.size()) return Mask::kFailed;
+      std::ranges::fill(bits, 0);
+      for (TokenId token : script_->allowed_[at_])
+        bits[static_cast<size_t>(token) / 32] |= static_cast<int32_t>(1u << (token % 32));
+      return Mask::kSome;
+    }
+    bool Accept(TokenId token) override {
+      const std::vector<TokenId>& allowed = script_->allowed_[at_++];
+      return std::ranges::find(allowed, token) != allowed.end();
+    }
+
+   private:
+    const std::shared_ptr<const ScriptedConstraint> script_;
+    size_t at_ = 0;
+  };
+  const std::vector<std::vector<TokenId>> allowed_;
+};
+
+Request Constrained(std::vector<std::vector<TokenId>> allowed) {
+  Request request;
+  request.prompt = {1};
+  request.max_tokens = 8;
+  request.sampling.temperature = 0;
+  request.constraint = std::make_shared<ScriptedConstraint>(std::move(allowed));
+  return request;
+}
+
+TEST(Grammar, OnlyAllowedTokensAreChosenGreedyOrDrawn) {
+  for (float temperature : {0.0f, 1.0f}) {
+    Request request = Constrained({{3, 77}, {40}, {98, 99}});
+    request.sampling.temperature = temperature;
+    Sampler sampler(1, 100, BestIsa());
+    sampler.Bind({0}, request, 0, {});
+    for (const std::vector<TokenId>& allowed : {std::vector<TokenId>{3, 77}, {40}, {98, 99}}) {
+      std::vector<float> logits = RandomLogits(100, 5);
+      Sampler::Choice choice = sampler.Sample({0}, logits.data(), nullptr);
+      EXPECT_TRUE(choice.finite);
+      EXPECT_NE(std::ranges::find(allowed, choice.token), allowed.end()) << choice.token;
+    }
+    std::vector<float> logits = RandomLogits(100, 5);
+    EXPECT_FALSE(sampler.Sample({0}, logits.data(), nullptr).finite) << "a matcher that failed ends the sequence";
+  }
+}
+
+TEST(Grammar, WalksWhatWasGeneratedBeforeAPreemption) {
+  Request request = Constrained({{3}, {40}, {98}});
+  Sampler sampler(1, 100, BestIsa());
+  sampler.Bind({0}, request, 0, std::vector<TokenId>{3, 40});
+  std::vector<float> logits = RandomLogits(100, 5);
+  EXPECT_EQ(sampler.Sample({0}, logits.data(), nullptr).token, 98);
+}
+
+TEST(Grammar, OutranksBansThatLeaveNothing) {
+  Request request = Constrained({{3, 4}, {5}});
+  request.sampling.logit_bias = {{3, -100.0f}};
+  request.sampling.min_tokens = 4;
+  request.stop_tokens = {5};
+  Sampler sampler(1, 100, BestIsa());
+  sampler.Bind({0}, request, 0, {});
+  std::vector<float> logits = RandomLogits(100, 5);
+  EXPECT_EQ(sampler.Sample({0}, logits.data(), nullptr).token, 4) << "a ban that leaves a choice holds";
+  logits = RandomLogits(100, 5);
+  EXPECT_EQ(sampler.Sample({0}, logits.data(), nullptr).token, 5) << "min_tokens cannot forbid the only way on";
+}
+
+TEST(Grammar, LogProbsAreTheModelsOwn) {
+  Request request = Constrained({{3}});
+  request.sampling.logprobs = 1;
+  std::vector<float> logits = RandomLogits(100, 5), copy = logits;
+  Sampler sampler(1, 100, BestIsa());
+  sampler.Bind({0}, request, 0, {});
+  PositionLogProbs got, wanted;
+  EXPECT_EQ(sampler.Sample({0}, copy.data(), &got).token, 3);
+  sampler.LogProbs(logits.data(), 3, 1, &wanted);
+  EXPECT_EQ(got.chosen, wanted.chosen);
+  EXPECT_EQ(got.best[0].token, wanted.best[0].token);
 }
 
 TEST(LogitScan, EveryInstructionSetGivesTheSameBits) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <utility>
 
 namespace ekiben::serve {
 namespace {
@@ -14,6 +15,31 @@ Error Invalid(const std::string& field, const std::string& message) {
 
 std::string_view PromptField(const TextRequest& request) {
   return std::holds_alternative<ChatInput>(request.input) ? "messages" : "prompt";
+}
+
+// A template writes what ends a turn behind the last message; the model is to go on inside it.
+Result<void> CutAfterLastContent(const json::object& inputs, std::vector<text::ChatTemplate::Span>& spans) {
+  const json::array& messages = inputs.at("messages").as_array();
+  const json::value& content = messages.back().at("content");
+  std::string rendered;
+  for (const auto& span : spans) rendered.append(span.text);
+  // Templates trim contents, or do not.
+  std::string_view wanted = content.is_string() ? std::string_view(content.get_string()) : "";
+  size_t at = rendered.rfind(wanted);
+  if (at == std::string::npos) {
+    constexpr std::string_view kSpaces = " \t\r\n";
+    wanted.remove_prefix(std::min(wanted.find_first_not_of(kSpaces), wanted.size()));
+    wanted = wanted.substr(0, wanted.find_last_not_of(kSpaces) + 1);
+    at = rendered.rfind(wanted);
+  }
+  if (wanted.empty() || at == std::string::npos)
+    return Invalid("continue_final_message", "the chat template does not show the last message's content");
+  size_t kept = at + wanted.size();
+  for (auto& span : spans) {
+    span.text.resize(std::min(span.text.size(), kept));
+    kept -= span.text.size();
+  }
+  return {};
 }
 
 }  // namespace
@@ -43,6 +69,8 @@ Result<void> Preprocessor::CheckCheap(const TextRequest& request) const {
     if (stop.size() > kStopBytesMax)
       return Invalid("stop", fmt::format("{} bytes, the limit is {}", stop.size(), kStopBytesMax));
   }
+  if (request.grammar && request.ignore_eos)
+    return Invalid("ignore_eos", fmt::format("not together with {}, whose end ends the text", request.grammar->field));
   if (request.n < 1) return Invalid("n", fmt::format("{} is less than 1", request.n));
   if (request.max_tokens && *request.max_tokens < 0)
     return Invalid("max_tokens", fmt::format("{} is negative", *request.max_tokens));
@@ -83,6 +111,7 @@ Result<std::vector<TokenId>> Preprocessor::TokenizeChat(const ChatInput& chat) c
     Error error = std::move(spans).error();
     return Error(error.code(), "messages: the chat template says: " + error.message(), "messages");
   }
+  if (chat.continue_final_message) RETURN_IF_ERROR(CutAfterLastContent(inputs, *spans));
   std::vector<text::Tokenizer::Span> views;
   views.reserve(spans->size());
   size_t bytes = 0;
@@ -94,15 +123,20 @@ Result<std::vector<TokenId>> Preprocessor::TokenizeChat(const ChatInput& chat) c
   return tokenizer_.EncodeSpans(views, /*add_special=*/false);
 }
 
-Result<std::shared_ptr<const Request>> Preprocessor::Build(RequestId id, const TextRequest& request,
-                                                           Nanos arrival) const {
+Result<std::shared_ptr<const Request>> Preprocessor::Build(RequestId id, const TextRequest& request, Nanos arrival,
+                                                           std::shared_ptr<const TokenConstraint> constraint) const {
   RETURN_IF_ERROR(CheckCheap(request));
   auto out = std::make_shared<Request>();
   out->id = id;
   ASSIGN_OR_RETURN(out->prompt, Tokenize(request));
+  if (request.truncate_prompt_tokens) {
+    int32_t kept = *request.truncate_prompt_tokens < 0 ? config_.max_input_len : *request.truncate_prompt_tokens;
+    if (std::cmp_greater(out->prompt.size(), kept)) out->prompt.erase(out->prompt.begin(), out->prompt.end() - kept);
+  }
   RETURN_IF_ERROR(CheckLengths(request, *out));
   out->n = request.n;
   out->sampling = request.sampling;
+  out->constraint = std::move(constraint);
   AddBadWords(request.bad_words, out->sampling);
   RETURN_IF_ERROR(Validate(out->sampling, config_.vocab_size));
   // ignore_eos is about the model's own end tokens; ids that the client names stop in any case.

@@ -23,8 +23,9 @@ class Preprocessor {
                const ServiceConfig& config);
 
   Result<std::vector<TokenId>> Tokenize(const TextRequest& request) const;
-  // `arrival`: Clock::Now() at the edge.
-  Result<std::shared_ptr<const Request>> Build(RequestId id, const TextRequest& request, Nanos arrival) const;
+  // `arrival`: Clock::Now() at the edge. `constraint`: what `request.grammar` was compiled to.
+  Result<std::shared_ptr<const Request>> Build(RequestId id, const TextRequest& request, Nanos arrival,
+                                               std::shared_ptr<const TokenConstraint> constraint) const;
 
  private:
   // What needs no tokenizer, before anything is spent on the text.

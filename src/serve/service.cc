@@ -24,16 +24,21 @@ class Ensemble final : public Service {
         clock_(clock),
         config_(config),
         preprocessor_(tokenizer, chat_template, clock, config),
-        arrivals_(config.preprocessing_queue_max) {
+        grammars_(text::GrammarCompiler::Create(tokenizer, config.vocab_size, clock)),
+        arrivals_(config.preprocessing_queue_max),
+        grammar_arrivals_(config.preprocessing_queue_max) {
     for (int i = 0; i < config.postprocessing_instance_count; ++i)
       postprocessors_.push_back(std::make_unique<Postprocessor>(executor, config.postprocessing_queue_max,
                                                                 [this](RequestId id) { Release(id); }));
     for (auto& instance : postprocessors_) threads_.emplace_back([&instance] { instance->Run(); });
-    for (int i = 0; i < config.preprocessing_instance_count; ++i) threads_.emplace_back([this] { Preprocess(); });
+    for (int i = 0; i < config.preprocessing_instance_count; ++i)
+      threads_.emplace_back([this] { Preprocess(arrivals_); });
+    threads_.emplace_back([this] { Preprocess(grammar_arrivals_); });
   }
 
   ~Ensemble() override {
     arrivals_.Close();
+    grammar_arrivals_.Close();
     size_t posts = postprocessors_.size();
     for (size_t i = posts; i < threads_.size(); ++i) threads_[i].join();
     for (auto& instance : postprocessors_) instance->Stop();
@@ -54,7 +59,8 @@ class Ensemble final : public Service {
   Executor& executor() override { return executor_; }
 
  private:
-  void Preprocess();
+  using Arrivals = BoundedQueue<std::shared_ptr<ActiveRequest>>;
+  void Preprocess(Arrivals& arrivals);
   void PreprocessOne(const std::shared_ptr<ActiveRequest>& request);
   Result<void> Hand(const std::shared_ptr<ActiveRequest>& request);
   void TellCancelled(ActiveRequest& request);
@@ -66,7 +72,11 @@ class Ensemble final : public Service {
   const Clock& clock_;
   const ServiceConfig config_;
   const Preprocessor preprocessor_;
-  BoundedQueue<std::shared_ptr<ActiveRequest>> arrivals_;
+  const std::unique_ptr<text::GrammarCompiler> grammars_;  // of the grammar instance
+  Arrivals arrivals_;
+  // Requests with a grammar have an instance of their own: compiling one may take seconds, and only others with a
+  // grammar wait for it.
+  Arrivals grammar_arrivals_;
   std::vector<std::unique_ptr<Postprocessor>> postprocessors_;
   std::atomic<uint64_t> next_id_{1}, requests_{0}, errors_{0}, prompt_tokens_{0}, stalls_{0};
   mutable std::mutex mutex_;  // active_
@@ -88,10 +98,11 @@ Result<RequestId> Ensemble::Submit(TextRequest request, std::shared_ptr<TextSink
     std::lock_guard lock(mutex_);
     active_.emplace(id, active);
   }
-  if (!arrivals_.TryPush(std::move(active))) {
+  Arrivals& arrivals = active->input.grammar ? grammar_arrivals_ : arrivals_;
+  if (!arrivals.TryPush(std::move(active))) {
     Release(id);
     errors_.fetch_add(1, std::memory_order_relaxed);
-    if (arrivals_.closed()) return Error(Code::kUnavailable, "the server is shutting down");
+    if (arrivals.closed()) return Error(Code::kUnavailable, "the server is shutting down");
     return Error(Code::kOverloaded, fmt::format("preprocessing_queue_max: {} requests are waiting already; try again",
                                                 config_.preprocessing_queue_max));
   }
@@ -105,8 +116,8 @@ void Ensemble::Cancel(RequestId id) {
   executor_.Cancel(id);  // unknown there while preprocessing holds it: Hand asks again
 }
 
-void Ensemble::Preprocess() {
-  while (auto request = arrivals_.Pop()) PreprocessOne(*request);
+void Ensemble::Preprocess(Arrivals& arrivals) {
+  while (auto request = arrivals.Pop()) PreprocessOne(*request);
 }
 
 void Ensemble::PreprocessOne(const std::shared_ptr<ActiveRequest>& request) {
@@ -128,7 +139,11 @@ Result<void> Ensemble::Hand(const std::shared_ptr<ActiveRequest>& request) {
   if (config_.max_queue_size > 0 && executor_.stats().waiting >= config_.max_queue_size)
     return Error(Code::kOverloaded,
                  fmt::format("max_queue_size: {} requests are waiting already; try again", config_.max_queue_size));
-  ASSIGN_OR_RETURN(request->tokens, preprocessor_.Build(request->id, request->input, request->arrival));
+  std::shared_ptr<const TokenConstraint> constraint;
+  if (request->input.grammar) {
+    ASSIGN_OR_RETURN(constraint, grammars_->Compile(*request->input.grammar));
+  }
+  ASSIGN_OR_RETURN(request->tokens, preprocessor_.Build(request->id, request->input, request->arrival, constraint));
   text::Detokenizer::Options options{request->input.skip_special_tokens, request->input.include_stop_text,
                                      request->input.stop};
   request->sequences.reserve(static_cast<size_t>(request->tokens->n));
@@ -179,7 +194,7 @@ ServiceStats Ensemble::stats() const {
   stats.requests = requests_;
   stats.errors = errors_;
   stats.prompt_tokens = prompt_tokens_;
-  stats.preprocessing_queued = arrivals_.size();
+  stats.preprocessing_queued = arrivals_.size() + grammar_arrivals_.size();
   for (const auto& instance : postprocessors_) {
     stats.output_tokens += instance->output_tokens();
     stats.postprocessing_queued += instance->channel().size();

@@ -18,6 +18,7 @@
 #include "base/json.h"
 #include "base/result.h"
 #include "request/request.h"
+#include "text/grammar.h"
 
 namespace ekiben {
 
@@ -32,17 +33,20 @@ namespace serve {
 // Messages and what else the model's chat template reads (tools, add_generation_prompt, ...).
 struct ChatInput {
   json::object inputs;
+  bool continue_final_message = false;  // the prompt ends where the last message's content does
 };
 
 struct TextRequest {
   std::variant<std::string, std::vector<TokenId>, ChatInput> input;
-  bool add_special_tokens = true;     // of a plain prompt; a rendered chat never adds them again
-  std::optional<int32_t> max_tokens;  // nullopt: what is left of max_seq_len
-  bool clamp_max_tokens = false;      // more than is left of max_seq_len: take what is left, instead of an error
+  bool add_special_tokens = true;                 // of a plain prompt; a rendered chat never adds them again
+  std::optional<int32_t> max_tokens;              // nullopt: what is left of max_seq_len
+  std::optional<int32_t> truncate_prompt_tokens;  // the last so many tokens are the prompt; -1: max_input_len of them
+  bool clamp_max_tokens = false;  // more than is left of max_seq_len: take what is left, instead of an error
   int32_t n = 1;
   SamplingParams sampling;
-  std::vector<std::string> stop;       // at most 16 of at most 1,024 bytes
-  std::vector<std::string> bad_words;  // tokenized in preprocessing
+  std::optional<text::GrammarSpec> grammar;  // what the text must be
+  std::vector<std::string> stop;             // at most 16 of at most 1,024 bytes
+  std::vector<std::string> bad_words;        // tokenized in preprocessing
   std::vector<TokenId> stop_token_ids;
   bool include_stop_text = false, skip_special_tokens = true, ignore_eos = false;
   bool prompt_logprobs = false;
