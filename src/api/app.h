@@ -1,5 +1,5 @@
-// The routes of one server: OpenAI's, BentoML's, health, metrics and the chat page, all on one port, over one Service.
-// cli/ creates service, server and app, calls server.Start(), and on SIGTERM app.Drain().
+// The routes of one server: OpenAI's, BentoML's, health, metrics and the chat page, all on one port, over the models of
+// a registry. cli/ creates registry, server and app, calls server.Start(), and on SIGTERM app.Drain().
 // Thread: handlers run on I/O threads; the methods below from any.
 #pragma once
 #include <memory>
@@ -12,14 +12,12 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "http/server.h"
-#include "serve/service.h"
+#include "serve/model_registry.h"
 
 namespace ekiben::api {
 
 struct AppConfig {
-  std::string model_name;                  // id in /v1/models
-  std::vector<std::string> model_aliases;  // further names that requests may use
-  std::string service_name = "ekiben";     // "server: BentoML Service/<name>" on /generate
+  std::string service_name = "ekiben";  // "server: BentoML Service/<name>" on /generate
   std::string version = "0.1.0";
   std::vector<std::string> api_keys;  // empty: open
   std::string_view web_page;          // served at "/"; static storage; empty: 404
@@ -44,9 +42,10 @@ class App {
   virtual size_t calls_running() const = 0;
 };
 
-// Sets the server's handler; before server.Start(). Service, server and clock outlive the app, and the server is
-// stopped before the app is destroyed.
-Result<std::unique_ptr<App>> CreateApp(serve::Service& service, http::Server& server, const Clock& clock,
+// Sets the server's handler; before server.Start(). Server and clock outlive the app, the app outlives the models'
+// registry (a call that ends with its model still counts itself in the app's metrics), and the server is stopped before
+// either is destroyed.
+Result<std::unique_ptr<App>> CreateApp(serve::ModelRegistry& models, http::Server& server, const Clock& clock,
                                        AppConfig config);
 
 }  // namespace ekiben::api

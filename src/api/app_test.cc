@@ -230,7 +230,7 @@ TEST_F(AppTest, ErrorsOfTheV1Paths) {
 
 TEST_F(AppTest, ModelsTokenizeAndHealth) {
   TestServerOptions options;
-  options.app.model_aliases = {"org/alias"};
+  options.model_aliases = {"org/alias"};
   options.app.web_page = "<!doctype html>hi";
   Start(options);
   json::value models = Json(Get("/v1/models"));

@@ -15,6 +15,7 @@
 #include "api/metrics.h"
 #include "base/clock.h"
 #include "http/server.h"
+#include "serve/model_registry.h"
 #include "serve/service.h"
 
 namespace ekiben::api {
@@ -34,10 +35,11 @@ class CallRegistry {
   std::unordered_map<CompletionCall*, std::weak_ptr<CompletionCall>> calls_;
 };
 
-// What a call uses; all of it outlives the call.
+// What a call uses; all references outlive the call.
 struct CallContext {
-  serve::Service& service;
-  Metrics& metrics;
+  std::shared_ptr<serve::ServedModel> model;  // held: it is there until the call is over
+  serve::Service& service;                    // the model's
+  ModelMetrics& metrics;
   CallRegistry& registry;
   const Clock& clock;
 };

@@ -8,8 +8,11 @@
 
 #include <array>
 #include <limits>
+#include <map>
+#include <mutex>
 
 #include "executor/executor.h"
+#include "serve/service.h"
 
 namespace ekiben::api {
 namespace {
@@ -26,128 +29,51 @@ const Histogram::BucketBoundaries kRequestBuckets = {.01, .05, .1, .25, .5, 1, 2
 const Histogram::BucketBoundaries kTokenBuckets = {1,   2,    5,    10,   20,    50,    100,  200,
                                                    500, 1000, 2000, 5000, 10000, 20000, 50000};
 
-// One number read at scrape time, as a family of its own.
-MetricFamily Reading(const std::string& name, const std::string& help, MetricType type, double value,
-                     const std::string& model) {
-  MetricFamily family{name, help, type, {}};
-  prometheus::ClientMetric metric;
-  metric.label.push_back({"model_name", model});
-  if (type == MetricType::Counter)
-    metric.counter.value = value;
-  else
-    metric.gauge.value = value;
-  family.metric.push_back(std::move(metric));
-  return family;
-}
+// Numbers read at scrape time: one family a name, one metric a model, in the order of their first mention.
+class Readings {
+ public:
+  // `model` empty: a series of the whole server.
+  void Add(MetricType type, const std::string& name, const char* help, double value, const std::string& model) {
+    prometheus::ClientMetric metric;
+    if (type == MetricType::Counter)
+      metric.counter.value = value;
+    else
+      metric.gauge.value = value;
+    Add(type, name, help, std::move(metric), model);
+  }
+  void Add(MetricType type, const std::string& name, const char* help, prometheus::ClientMetric metric,
+           const std::string& model) {
+    if (!model.empty()) metric.label.push_back({"model_name", model});
+    auto [at, added] = places_.emplace(name, families_.size());
+    if (added) families_.push_back({name, help, type, {}});
+    families_[at->second].metric.push_back(std::move(metric));
+  }
+  std::vector<MetricFamily> Take() { return std::move(families_); }
 
-MetricFamily PaddingHistogram(const ExecutorStats& stats, const std::string& model) {
-  MetricFamily family{
-      "ekiben_step_padding_share", "Padding of a step as a share of its tokens.", MetricType::Histogram, {}};
+ private:
+  std::vector<MetricFamily> families_;
+  std::map<std::string, size_t> places_;
+};
+
+prometheus::ClientMetric PaddingHistogram(const ExecutorStats& stats) {
   prometheus::ClientMetric metric;
-  metric.label.push_back({"model_name", model});
   for (size_t i = 0; i < stats.steps_by_padding.size(); ++i) {
     metric.histogram.sample_count += stats.steps_by_padding[i];
     bool last = i == ExecutorStats::kPaddingShares.size();
     metric.histogram.bucket.push_back({metric.histogram.sample_count, last ? std::numeric_limits<double>::infinity()
                                                                            : ExecutorStats::kPaddingShares[i]});
   }
-  family.metric.push_back(std::move(metric));
-  return family;
+  return metric;
 }
 
-}  // namespace
-
-struct Metrics::State {
-  State(serve::Service& s, const http::Server& h, const std::string& name) : service(s), server(h), model(name) {}
-
-  Histogram& AddHistogram(const char* name, const char* alias, const char* help,
-                          const Histogram::BucketBoundaries& buckets) {
-    auto& own = prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
-    if (alias != nullptr) aliases.emplace_back(name, alias);
-    return own.Add({{"model_name", model}}, buckets);
-  }
-  std::vector<MetricFamily> Readings() const;
-
-  serve::Service& service;
-  const http::Server& server;
-  const std::string model;
-  prometheus::Registry registry;
-  std::vector<std::pair<std::string, std::string>> aliases;  // own name -> vLLM's, the same numbers
-  Histogram& first_token = AddHistogram("ekiben_time_to_first_token_seconds", "vllm:time_to_first_token_seconds",
-                                        "From the request's arrival to its first token.", kFirstTokenBuckets);
-  Histogram& between_tokens = AddHistogram("ekiben_inter_token_latency_seconds", "vllm:inter_token_latency_seconds",
-                                           "Between two tokens of one sequence.", kBetweenTokenBuckets);
-  Histogram& whole_request = AddHistogram("ekiben_request_seconds", "vllm:e2e_request_latency_seconds",
-                                          "From a request's arrival to its last token.", kRequestBuckets);
-  Histogram& prompt_tokens = AddHistogram("ekiben_request_prompt_tokens", "vllm:request_prompt_tokens",
-                                          "Prompt tokens of a request.", kTokenBuckets);
-  Histogram& output_tokens = AddHistogram("ekiben_request_output_tokens", "vllm:request_generation_tokens",
-                                          "Generated tokens of a request.", kTokenBuckets);
-  prometheus::Family<prometheus::Counter>& finished = prometheus::BuildCounter()
-                                                          .Name("ekiben_sequences_finished_total")
-                                                          .Help("Sequences by how they ended.")
-                                                          .Register(registry);
-  prometheus::Family<prometheus::Counter>& failed = prometheus::BuildCounter()
-                                                        .Name("ekiben_requests_failed_total")
-                                                        .Help("Requests that ended with an error, by its code.")
-                                                        .Register(registry);
-  prometheus::Gauge& in_progress = prometheus::BuildGauge()
-                                       .Name("ekiben_requests_in_progress")
-                                       .Help("Requests whose answer is not finished.")
-                                       .Register(registry)
-                                       .Add({{"model_name", model}});
-  std::array<prometheus::Counter*, 7> by_reason{};
-};
-
-Metrics::Metrics(serve::Service& service, const http::Server& server, const std::string& model_name)
-    : state_(std::make_unique<State>(service, server, model_name)) {
-  state_->aliases.emplace_back("ekiben_sequences_finished_total", "vllm:request_success_total");
-  // Every series exists from the start, so that a rate over it has a zero to begin with.
-  for (FinishReason reason : {FinishReason::kEndToken, FinishReason::kStopText, FinishReason::kLength,
-                              FinishReason::kCancelled, FinishReason::kDeadline, FinishReason::kError})
-    state_->by_reason[static_cast<size_t>(reason)] =
-        &state_->finished.Add({{"model_name", model_name}, {"finished_reason", std::string(FinishReasonName(reason))}});
-}
-
-Metrics::~Metrics() = default;
-
-void Metrics::RequestBegins() {
-  state_->in_progress.Increment();
-}
-void Metrics::FirstToken(Nanos since_arrival) {
-  state_->first_token.Observe(Seconds(since_arrival));
-}
-void Metrics::NextToken(Nanos since_last) {
-  state_->between_tokens.Observe(Seconds(since_last));
-}
-void Metrics::SequenceEnds(FinishReason reason) {
-  auto* counter = state_->by_reason[static_cast<size_t>(reason)];
-  if (counter != nullptr) counter->Increment();
-}
-void Metrics::RequestEnds(Nanos since_arrival, int64_t prompt_tokens, int64_t output_tokens) {
-  state_->whole_request.Observe(Seconds(since_arrival));
-  state_->prompt_tokens.Observe(static_cast<double>(prompt_tokens));
-  state_->output_tokens.Observe(static_cast<double>(output_tokens));
-}
-void Metrics::RequestFails(Code code) {
-  state_->failed.Add({{"model_name", state_->model}, {"code", std::string(CodeName(code))}}).Increment();
-}
-void Metrics::RequestLeaves() {
-  state_->in_progress.Decrement();
-}
-int64_t Metrics::in_progress() const {
-  return static_cast<int64_t>(state_->in_progress.Value());
-}
-
-std::vector<MetricFamily> Metrics::State::Readings() const {
-  std::vector<MetricFamily> out;
+void AddModelReadings(Readings& out, serve::Service& service, const std::string& model) {
   auto gauge = [&](const char* name, const char* alias, const char* help, double value) {
-    out.push_back(Reading(name, help, MetricType::Gauge, value, model));
-    if (alias != nullptr) out.push_back(Reading(alias, help, MetricType::Gauge, value, model));
+    out.Add(MetricType::Gauge, name, help, value, model);
+    if (alias != nullptr) out.Add(MetricType::Gauge, alias, help, value, model);
   };
   auto counter = [&](const char* name, const char* alias, const char* help, auto value) {
-    out.push_back(Reading(name, help, MetricType::Counter, static_cast<double>(value), model));
-    if (alias != nullptr) out.push_back(Reading(alias, help, MetricType::Counter, static_cast<double>(value), model));
+    out.Add(MetricType::Counter, name, help, static_cast<double>(value), model);
+    if (alias != nullptr) out.Add(MetricType::Counter, alias, help, static_cast<double>(value), model);
   };
   ExecutorStats e = service.executor().stats();
   gauge("ekiben_requests_waiting", "vllm:num_requests_waiting", "Requests in the executor's queue.", e.waiting);
@@ -184,7 +110,8 @@ std::vector<MetricFamily> Metrics::State::Readings() const {
           "Steps that took longer than --itl_budget_ms let them be planned for.", e.steps_over_budget);
   counter("ekiben_tokens_padded_total", nullptr, "Tokens computed as padding of steps to their captured sizes.",
           e.tokens_padded);
-  out.push_back(PaddingHistogram(e, model));
+  out.Add(MetricType::Histogram, "ekiben_step_padding_share", "Padding of a step as a share of its tokens.",
+          PaddingHistogram(e), model);
   gauge("ekiben_last_step_context_tokens", nullptr, "Context tokens of the last step.", e.last_step_context_tokens);
   gauge("ekiben_last_step_generation_rows", nullptr, "Generation rows of the last step.", e.last_step_generation_rows);
   serve::ServiceStats s = service.stats();
@@ -196,30 +123,148 @@ std::vector<MetricFamily> Metrics::State::Readings() const {
   gauge("ekiben_postprocessing_queued", nullptr, "Tokens before a postprocessing instance.",
         static_cast<double>(s.postprocessing_queued));
   counter("ekiben_postprocessing_stalls_total", nullptr, "Tokens that found that queue full.", s.postprocessing_stalls);
-  http::ServerStats h = server.stats();
-  gauge("ekiben_http_connections", nullptr, "Open connections.", static_cast<double>(h.connections));
-  counter("ekiben_http_requests_total", nullptr, "HTTP requests read.", h.requests);
-  counter("ekiben_http_requests_malformed_total", nullptr, "HTTP requests refused while being read.",
-          h.requests_malformed);
-  counter("ekiben_http_clients_left_total", nullptr, "Connections closed before their answer was finished.",
-          h.clients_left);
-  counter("ekiben_http_clients_too_slow_total", nullptr, "Of these, closed for not reading.", h.clients_too_slow);
-  counter("ekiben_http_bytes_sent_total", nullptr, "Bytes handed to sockets.", h.bytes_sent);
-  return out;
+}
+
+void AddServerReadings(Readings& out, const http::ServerStats& h) {
+  auto gauge = [&](const char* name, const char* help, double value) {
+    out.Add(MetricType::Gauge, name, help, value, "");
+  };
+  auto counter = [&](const char* name, const char* help, auto value) {
+    out.Add(MetricType::Counter, name, help, static_cast<double>(value), "");
+  };
+  gauge("ekiben_http_connections", "Open connections.", static_cast<double>(h.connections));
+  counter("ekiben_http_requests_total", "HTTP requests read.", h.requests);
+  counter("ekiben_http_requests_malformed_total", "HTTP requests refused while being read.", h.requests_malformed);
+  counter("ekiben_http_clients_left_total", "Connections closed before their answer was finished.", h.clients_left);
+  counter("ekiben_http_clients_too_slow_total", "Of these, closed for not reading.", h.clients_too_slow);
+  counter("ekiben_http_bytes_sent_total", "Bytes handed to sockets.", h.bytes_sent);
+}
+
+// The families of what is counted here; a series a model.
+struct Families {
+  Families() { aliases.emplace_back("ekiben_sequences_finished_total", "vllm:request_success_total"); }
+
+  prometheus::Family<Histogram>& AddHistogram(const char* name, const char* alias, const char* help) {
+    aliases.emplace_back(name, alias);
+    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
+  }
+
+  prometheus::Registry registry;
+  std::vector<std::pair<std::string, std::string>> aliases;  // own name -> vLLM's, the same numbers
+  prometheus::Family<Histogram>& first_token =
+      AddHistogram("ekiben_time_to_first_token_seconds", "vllm:time_to_first_token_seconds",
+                   "From the request's arrival to its first token.");
+  prometheus::Family<Histogram>& between_tokens = AddHistogram(
+      "ekiben_inter_token_latency_seconds", "vllm:inter_token_latency_seconds", "Between two tokens of one sequence.");
+  prometheus::Family<Histogram>& whole_request = AddHistogram(
+      "ekiben_request_seconds", "vllm:e2e_request_latency_seconds", "From a request's arrival to its last token.");
+  prometheus::Family<Histogram>& prompt_tokens =
+      AddHistogram("ekiben_request_prompt_tokens", "vllm:request_prompt_tokens", "Prompt tokens of a request.");
+  prometheus::Family<Histogram>& output_tokens =
+      AddHistogram("ekiben_request_output_tokens", "vllm:request_generation_tokens", "Generated tokens of a request.");
+  prometheus::Family<prometheus::Counter>& finished = prometheus::BuildCounter()
+                                                          .Name("ekiben_sequences_finished_total")
+                                                          .Help("Sequences by how they ended.")
+                                                          .Register(registry);
+  prometheus::Family<prometheus::Counter>& failed = prometheus::BuildCounter()
+                                                        .Name("ekiben_requests_failed_total")
+                                                        .Help("Requests that ended with an error, by its code.")
+                                                        .Register(registry);
+  prometheus::Family<prometheus::Gauge>& in_progress = prometheus::BuildGauge()
+                                                           .Name("ekiben_requests_in_progress")
+                                                           .Help("Requests whose answer is not finished.")
+                                                           .Register(registry);
+};
+
+class ModelSeries final : public ModelMetrics {
+ public:
+  // Every series exists from the start, so that a rate over it has a zero to begin with.
+  ModelSeries(Families& families, const std::string& model)
+      : families_(families),
+        model_(model),
+        first_token_(families.first_token.Add({{"model_name", model}}, kFirstTokenBuckets)),
+        between_tokens_(families.between_tokens.Add({{"model_name", model}}, kBetweenTokenBuckets)),
+        whole_request_(families.whole_request.Add({{"model_name", model}}, kRequestBuckets)),
+        prompt_tokens_(families.prompt_tokens.Add({{"model_name", model}}, kTokenBuckets)),
+        output_tokens_(families.output_tokens.Add({{"model_name", model}}, kTokenBuckets)),
+        in_progress_(families.in_progress.Add({{"model_name", model}})) {
+    for (FinishReason reason : {FinishReason::kEndToken, FinishReason::kStopText, FinishReason::kLength,
+                                FinishReason::kCancelled, FinishReason::kDeadline, FinishReason::kError})
+      by_reason_[static_cast<size_t>(reason)] =
+          &families.finished.Add({{"model_name", model}, {"finished_reason", std::string(FinishReasonName(reason))}});
+  }
+
+  void RequestBegins() override { in_progress_.Increment(); }
+  void FirstToken(Nanos since_arrival) override { first_token_.Observe(Seconds(since_arrival)); }
+  void NextToken(Nanos since_last) override { between_tokens_.Observe(Seconds(since_last)); }
+  void SequenceEnds(FinishReason reason) override {
+    auto* counter = by_reason_[static_cast<size_t>(reason)];
+    if (counter != nullptr) counter->Increment();
+  }
+  void RequestEnds(Nanos since_arrival, int64_t prompt_tokens, int64_t output_tokens) override {
+    whole_request_.Observe(Seconds(since_arrival));
+    prompt_tokens_.Observe(static_cast<double>(prompt_tokens));
+    output_tokens_.Observe(static_cast<double>(output_tokens));
+  }
+  void RequestFails(Code code) override {
+    families_.failed.Add({{"model_name", model_}, {"code", std::string(CodeName(code))}}).Increment();
+  }
+  void RequestLeaves() override { in_progress_.Decrement(); }
+
+ private:
+  Families& families_;
+  const std::string model_;
+  Histogram &first_token_, &between_tokens_, &whole_request_, &prompt_tokens_, &output_tokens_;
+  prometheus::Gauge& in_progress_;
+  std::array<prometheus::Counter*, 7> by_reason_{};
+};
+
+}  // namespace
+
+struct Metrics::State {
+  State(const serve::ModelRegistry& m, const http::Server& h) : models(m), server(h) {}
+
+  const serve::ModelRegistry& models;
+  const http::Server& server;
+  Families families;
+  std::mutex mutex;
+  std::map<std::string, std::unique_ptr<ModelSeries>> series;
+};
+
+Metrics::Metrics(const serve::ModelRegistry& models, const http::Server& server)
+    : state_(std::make_unique<State>(models, server)) {
+  for (const auto& model : models.Models()) Of(model->name());
+}
+
+Metrics::~Metrics() = default;
+
+ModelMetrics& Metrics::Of(const std::string& model) {
+  std::lock_guard lock(state_->mutex);
+  auto& series = state_->series[model];
+  if (series == nullptr) series = std::make_unique<ModelSeries>(state_->families, model);
+  return *series;
+}
+
+void Metrics::RequestRefused(Code code) {
+  auto model = state_->models.Find("");
+  Of(model != nullptr ? model->name() : "").RequestFails(code);
 }
 
 std::string Metrics::Text() const {
-  std::vector<MetricFamily> families = state_->registry.Collect();
+  std::vector<MetricFamily> families = state_->families.registry.Collect();
   size_t own = families.size();
   for (size_t i = 0; i < own; ++i) {
-    for (const auto& [name, alias] : state_->aliases) {
+    for (const auto& [name, alias] : state_->families.aliases) {
       if (families[i].name != name) continue;
       MetricFamily copy = families[i];
       copy.name = alias;
       families.push_back(std::move(copy));
     }
   }
-  for (MetricFamily& family : state_->Readings()) families.push_back(std::move(family));
+  Readings readings;
+  for (const auto& model : state_->models.Models()) AddModelReadings(readings, model->service(), model->name());
+  AddServerReadings(readings, state_->server.stats());
+  for (MetricFamily& family : readings.Take()) families.push_back(std::move(family));
   return prometheus::TextSerializer().Serialize(families);
 }
 

@@ -70,8 +70,8 @@ class PrintSink final : public serve::TextSink {
 Result<void> Run(const ChatOptions& options) {
   ASSIGN_OR_RETURN(auto stack, Stack::Open(options.source, options.stack));
   if (stack->chat_template() == nullptr)
-    return Error(Code::kInvalid, fmt::format("{}: has no chat template; use `ekiben generate` with plain prompts",
-                                             stack->model_name()));
+    return Error(Code::kInvalid,
+                 fmt::format("{}: has no chat template; use `ekiben generate` with plain prompts", stack->name()));
   for (const std::string& line : stack->Describe()) fmt::print(stderr, "{}\n", line);
   fmt::print(stderr, "\nType a message and Enter. Empty line or Ctrl-D ends.\n");
   json::array messages;

@@ -49,13 +49,16 @@ class FileLock {
   int fd_;
 };
 
-std::string ModelName(const fs::path& path) {
+}  // namespace
+
+std::string ModelNameOf(const EngineSource& source) {
+  if (!source.synth.empty()) return source.synth;
+  if (!fs::exists(source.text)) return source.text;
+  fs::path path(source.text);
   fs::path name = path.filename().empty() ? path.parent_path().filename() : path.filename();
   if (name.extension() == ".gguf" || name.extension() == ".safetensors") name = name.stem();
   return name.string();
 }
-
-}  // namespace
 
 Result<void> RequireTokenizer(const Checkpoint& checkpoint) {
   if (checkpoint.has_tokenizer || checkpoint.tokenizer_error.empty()) return {};
@@ -129,7 +132,7 @@ Result<OpenedEngine> OpenSynthetic(const EngineSource& source) {
   ASSIGN_OR_RETURN(engine.build, ResolveBuildConfig(WithLimits(Wanted(source), source.limits), engine.model));
   ASSIGN_OR_RETURN(engine.tokenizer, text::SyntheticTokenizer(engine.model.vocab_size));
   engine.path = "synth:" + source.synth;
-  return OpenedEngine{std::move(engine), source.synth};
+  return OpenedEngine{std::move(engine), ModelNameOf(source)};
 }
 
 }  // namespace
@@ -140,10 +143,10 @@ Result<OpenedEngine> OpenEngineSource(const EngineSource& source) {
     return Error(Code::kInvalid,
                  "MODEL is required: an engine folder, a checkpoint, a tag of the model store, or --synth SHAPE",
                  "MODEL");
-  if (IsEngine(source.text)) return OpenBuilt(source.text, ModelName(source.text), source);
+  if (IsEngine(source.text)) return OpenBuilt(source.text, ModelNameOf(source), source);
   ASSIGN_OR_RETURN(fs::path path, ResolveCheckpoint(source.text));
-  if (IsEngine(path)) return OpenBuilt(path, ModelName(source.text), source);
-  std::string name = fs::exists(source.text) ? ModelName(path) : source.text;
+  if (IsEngine(path)) return OpenBuilt(path, ModelNameOf(source), source);
+  std::string name = ModelNameOf(source);
   ASSIGN_OR_RETURN(Checkpoint checkpoint, OpenCheckpoint(path));
   if (source.takes_text) RETURN_IF_ERROR(RequireTokenizer(checkpoint));
   ASSIGN_OR_RETURN(BuildConfig wanted,

@@ -28,6 +28,8 @@ struct OpenedEngine {
   std::string model_name;
 };
 Result<OpenedEngine> OpenEngineSource(const EngineSource& source);
+// That name, before it is opened: the shape of --synth, the tag, or the file's or folder's name.
+std::string ModelNameOf(const EngineSource& source);
 
 // Refuses a checkpoint whose tokenizer is missing or not understood: of it comes an engine that takes no text.
 Result<void> RequireTokenizer(const Checkpoint& checkpoint);

@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/stack.h"
+#include "cli/stack_source.h"
 #include "cli/web_page.h"
 #include "http/server.h"
 
@@ -20,6 +21,7 @@ namespace {
 struct ServeOptions {
   EngineSource source;
   StackOptions stack;
+  std::vector<std::string> models;  // NAME=ENGINE
   http::ServerConfig http;
   std::vector<std::string> api_keys;
   std::string tool_call_parser = "auto";
@@ -74,6 +76,36 @@ bool DrainUntilSecondSignal(api::App& app, double timeout_s) {
   return clean;
 }
 
+Result<std::unique_ptr<serve::LoadedModels>> OpenModels(const ServeOptions& options) {
+  std::vector<NamedModel> named;
+  for (const std::string& text : options.models) {
+    ASSIGN_OR_RETURN(NamedModel model, ParseNamedModel(text));
+    named.push_back(std::move(model));
+  }
+  ASSIGN_OR_RETURN(auto source, StackSource::Create(options.source, options.stack, std::move(named)));
+  std::vector<std::string> names = source->Names();
+  auto models = std::make_unique<serve::LoadedModels>(std::move(source), /*may_change=*/false);
+  for (const std::string& name : names) RETURN_IF_ERROR(models->Open(name));
+  return models;
+}
+
+std::string DefaultName(const serve::ModelRegistry& models) {
+  auto model = models.Find("");
+  return model != nullptr ? model->name() : "";
+}
+
+// A device fault of any model, logged: the device is one.
+bool HaveFault(const serve::ModelRegistry& models) {
+  for (const auto& model : models.Models()) {
+    Executor& executor = model->service().executor();
+    if (executor.healthy()) continue;
+    LOG_ERROR("model {}: device fault: {}; leaving, so that a supervisor starts a fresh process", model->name(),
+              executor.fault());
+    return true;
+  }
+  return false;
+}
+
 Result<int> Run(const ServeOptions& options) {
   const Clock& clock = SystemClock::Get();
   Nanos begin = clock.Now();
@@ -81,33 +113,30 @@ Result<int> Run(const ServeOptions& options) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread starts: only this one takes them
   std::signal(SIGPIPE, SIG_IGN);
   ASSIGN_OR_RETURN(auto server, http::Server::Create(options.http));
-  ASSIGN_OR_RETURN(auto stack, Stack::Open(options.source, options.stack));
-  for (const std::string& line : stack->Describe()) LOG_INFO("{}", line);
+  ASSIGN_OR_RETURN(auto models, OpenModels(options));
   if (options.http.host != "127.0.0.1" && options.http.host != "localhost" && options.api_keys.empty())
     LOG_WARNING("listening on {} without --api_key: everyone who reaches this port can use the model",
                 options.http.host);
   api::AppConfig config;
-  config.model_name = stack->model_name();
   config.api_keys = options.api_keys;
   config.tool_call_parser = options.tool_call_parser;
   config.web_page = kWebPage;
   config.max_concurrency = options.max_concurrency;
   config.first_byte_timeout = Nanos(static_cast<int64_t>(options.traffic_timeout_s * 1e9));
-  ASSIGN_OR_RETURN(auto app, api::CreateApp(stack->service(), *server, clock, std::move(config)));
+  ASSIGN_OR_RETURN(auto app, api::CreateApp(*models, *server, clock, std::move(config)));
   server->Start();
-  PrintReady(options, stack->model_name(), server->port(), clock.Now() - begin);
+  PrintReady(options, DefaultName(*models), server->port(), clock.Now() - begin);
 
   constexpr auto kHealthPeriod = std::chrono::milliseconds(200);
   int exit_code = 0;
   while (!WaitForStop(kHealthPeriod)) {
-    if (!stack->executor().healthy()) {
-      LOG_ERROR("device fault: {}; leaving, so that a supervisor starts a fresh process", stack->executor().fault());
-      exit_code = 1;
-      break;
-    }
+    if (!HaveFault(*models)) continue;
+    exit_code = 1;
+    break;
   }
   bool clean = DrainUntilSecondSignal(*app, exit_code == 0 ? options.drain_timeout_s : 1.0);
   server->Stop();
+  models.reset();  // before the app, which counts what still ends
   LOG_INFO("stopped{}", clean ? "" : "; the drain deadline cut what was left");
   return exit_code;
 }
@@ -151,8 +180,13 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
                        "How the model writes tool calls: auto (from its chat template), hermes, llama3_json, mistral, "
                        "none (they stay text)")
           ->check(CLI::IsMember({"auto", "hermes", "llama3_json", "mistral", "none"})));
-  command->add_option("--served_model_name", options->stack.served_model_name, "The model's id in the API")
+  command
+      ->add_option("--model", options->models,
+                   "NAME=ENGINE: one more model, beside MODEL or instead of it; repeatable. Cores and cache memory are "
+                   "shared in equal parts")
+      ->type_name("NAME=ENGINE")
       ->group(kGroup);
+  command->add_option("--served_model_name", options->stack.served_model_name, "MODEL's id in the API")->group(kGroup);
   add(command
           ->add_option("--traffic.timeout", options->traffic_timeout_s,
                        "Seconds to the first byte of an answer, then 504")

@@ -38,7 +38,28 @@ Result<DType> KvDType(const std::string& option, const BuildConfig& build) {
 }
 
 double KvFraction(const StackOptions& options, const std::string& device) {
-  return options.kv_cache_free_mem_fraction.value_or(DefaultsOf(device).kv_cache_free_mem_fraction);
+  return options.kv_cache_free_mem_fraction.value_or(DefaultsOf(device).kv_cache_free_mem_fraction) / options.models;
+}
+
+int32_t Threads(const StackOptions& options) {
+  auto all = options.threads > 0 ? options.threads : static_cast<int32_t>(std::thread::hardware_concurrency());
+  return std::max(1, all / options.models);
+}
+
+serve::EngineFacts FactsOf(const Engine& engine, const ExecutorConfig& executor) {
+  serve::EngineFacts out;
+  out.dtype = engine.build.dtype;
+  out.architecture = engine.model.architecture;
+  out.engine = engine.path.string();
+  out.max_batch_size = executor.max_batch_size;
+  out.max_num_tokens = executor.max_num_tokens;
+  out.max_input_len = engine.build.max_input_len;
+  out.max_seq_len = engine.build.max_seq_len;
+  out.max_beam_width = engine.build.max_beam_width;
+  out.vocab_size = engine.model.vocab_size;
+  out.hidden_size = engine.model.hidden_size;
+  out.tokens_per_block = engine.build.tokens_per_block;
+  return out;
 }
 
 Result<int32_t> KvBlocks(const StackOptions& options, const Engine& engine, DType dtype, int32_t max_batch_size) {
@@ -132,8 +153,7 @@ Result<void> Stack::OpenBackend(const EngineSource& source, const StackOptions& 
     return {};
   }
   CpuBackendConfig config;
-  config.threads =
-      options.threads > 0 ? options.threads : static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+  config.threads = Threads(options);
   config.max_batch_size = executor.max_batch_size;
   config.max_num_tokens = executor.max_num_tokens;
   config.max_seq_len = e.build.max_seq_len;
@@ -193,6 +213,8 @@ Result<std::unique_ptr<Stack>> Stack::Open(const EngineSource& source, const Sta
   service.vocab_size = e.model.vocab_size;
   ASSIGN_OR_RETURN(stack->service_, serve::Service::Create(*stack->executor_, *stack->tokenizer_,
                                                            stack->chat_template(), clock, service));
+  stack->facts_ = FactsOf(e, executor);
+  stack->loaded_at_ = clock.WallNow();
   stack->executor_->Start();
   return stack;
 }

@@ -13,6 +13,7 @@
 #include "compile/engine.h"
 #include "executor/executor.h"
 #include "ops/linear_tuning.h"
+#include "serve/model_registry.h"
 #include "serve/service.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -31,21 +32,25 @@ struct StackOptions {
   bool weights_in_huge_pages = true;
   int32_t preprocessing_instance_count = 1, postprocessing_instance_count = 1;
   std::string served_model_name;  // empty: the engine's
+  int32_t models = 1;             // that share this machine: each has that part of cores and cache
 };
 
-class Stack {
+class Stack final : public serve::ServedModel {
  public:
   // Opens the engine and verifies it, allocates everything large, starts the executor.
   static Result<std::unique_ptr<Stack>> Open(const EngineSource& source, const StackOptions& options);
-  ~Stack();
+  ~Stack() override;
 
-  serve::Service& service() { return *service_; }
+  const std::string& name() const override { return model_name_; }
+  const std::vector<std::string>& aliases() const override { return aliases_; }
+  serve::Service& service() override { return *service_; }
+  const serve::EngineFacts& facts() const override { return facts_; }
+  Nanos loaded_at() const override { return loaded_at_; }
   Executor& executor() { return *executor_; }
   const BackendInfo& backend_info() const { return backend_->info(); }
   const text::Tokenizer& tokenizer() const { return *tokenizer_; }
   const text::ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
   const Engine& engine() const { return engine_; }
-  const std::string& model_name() const { return model_name_; }
   // Lines for people: what runs, where, and where the memory went.
   std::vector<std::string> Describe() const;
 
@@ -56,6 +61,9 @@ class Stack {
                            ExecutorConfig& executor);  // executor.step_costs: what warming up measured
   Engine engine_;
   std::string model_name_;
+  std::vector<std::string> aliases_;
+  serve::EngineFacts facts_;
+  Nanos loaded_at_{};
   LinearTuning tuning_;
   std::unique_ptr<text::Tokenizer> tokenizer_;
   std::optional<text::ChatTemplate> chat_template_;

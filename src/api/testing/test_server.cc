@@ -4,30 +4,26 @@ namespace ekiben::api::testing {
 
 Result<std::unique_ptr<TestServer>> TestServer::Start(TestServerOptions options) {
   auto out = std::make_unique<TestServer>();
-  if (!options.executor.next_token) options.executor.next_token = serve::testing::EchoToken;
-  out->executor = std::make_unique<serve::testing::ScriptedExecutor>(options.executor, SystemClock::Get());
-  ASSIGN_OR_RETURN(auto parsed, text::ChatTemplate::Parse(serve::testing::ByteChatTemplate()));
-  out->chat_template = std::make_unique<text::ChatTemplate>(std::move(parsed));
-  if (options.app.model_name.empty()) options.app.model_name = "test-model";
-  options.service.model_name = options.app.model_name;
-  options.service.vocab_size = serve::testing::ByteTokenizer::kVocabulary;
-  if (options.service.max_seq_len == 0) options.service.max_seq_len = 4096;
-  if (options.service.max_input_len == 0) options.service.max_input_len = 4000;
-  options.service.max_queue_size = options.executor.max_queue_size;
-  ASSIGN_OR_RETURN(out->service, serve::Service::Create(*out->executor, out->tokenizer, out->chat_template.get(),
-                                                        SystemClock::Get(), options.service));
+  std::vector<serve::testing::ScriptedModelOptions> models;
+  for (const std::string& name : options.model_names)
+    models.push_back({.name = name,
+                      .aliases = models.empty() ? options.model_aliases : std::vector<std::string>(),
+                      .service = options.service,
+                      .executor = options.executor});
+  out->models = std::make_unique<serve::LoadedModels>(
+      std::make_unique<serve::testing::ScriptedSource>(std::move(models)), options.models_may_change);
+  for (const std::string& name : options.model_names) RETURN_IF_ERROR(out->models->Open(name));
+  out->executor = &dynamic_cast<serve::testing::ScriptedModel&>(*out->models->Find("")).executor();
   ASSIGN_OR_RETURN(out->server, http::Server::Create(options.http));
-  ASSIGN_OR_RETURN(out->app, CreateApp(*out->service, *out->server, SystemClock::Get(), options.app));
-  out->executor->Start();
+  ASSIGN_OR_RETURN(out->app, CreateApp(*out->models, *out->server, SystemClock::Get(), options.app));
   out->server->Start();
   return out;
 }
 
-// From the edge inwards: no request comes in, every running one hears its end, then the stages go.
+// From the edge inwards: no request comes in, every running one hears its end, then the app goes.
 TestServer::~TestServer() {
   if (server != nullptr) server->Stop();
-  if (executor != nullptr) executor->Shutdown();
-  service.reset();
+  models.reset();
   app.reset();
 }
 

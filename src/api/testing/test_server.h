@@ -3,32 +3,32 @@
 #include <memory>
 
 #include "api/app.h"
-#include "serve/testing/byte_tokenizer.h"
-#include "serve/testing/scripted_executor.h"
+#include "serve/testing/scripted_model.h"
 
 namespace ekiben::api::testing {
 
 struct TestServerOptions {
   http::ServerConfig http;
   serve::ServiceConfig service;
-  serve::testing::ScriptedOptions executor;  // next_token: EchoToken when empty
+  serve::testing::ScriptedOptions executor;               // next_token: EchoToken when empty
+  std::vector<std::string> model_names = {"test-model"};  // each with the service and executor above
+  std::vector<std::string> model_aliases;                 // of the first
+  bool models_may_change = false;
   AppConfig app;
 };
 
 class TestServer {
  public:
-  // Fills what the options leave open; model_name is "test-model".
+  // Fills what the options leave open.
   static Result<std::unique_ptr<TestServer>> Start(TestServerOptions options);
   ~TestServer();
 
   uint16_t port() const { return server->port(); }
 
-  serve::testing::ByteTokenizer tokenizer;
-  std::unique_ptr<text::ChatTemplate> chat_template;
-  std::unique_ptr<serve::testing::ScriptedExecutor> executor;
-  std::unique_ptr<serve::Service> service;
   std::unique_ptr<http::Server> server;
   std::unique_ptr<App> app;
+  std::unique_ptr<serve::LoadedModels> models;
+  serve::testing::ScriptedExecutor* executor = nullptr;  // the first model's, while that is loaded
 };
 
 }  // namespace ekiben::api::testing
