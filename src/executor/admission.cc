@@ -230,6 +230,7 @@ void ExecutorLoop::StartSequence(Sequence& sequence) {
   waiting_.Remove(&sequence);
   if (!std::exchange(state.started, true)) LeaveQueue(*state.request);
   if (std::exchange(sequence.paused, false)) --paused_;
+  if (sequence.scheduled == Nanos(0)) sequence.scheduled = now_;
   sequence.slot = free_slots_.back();
   free_slots_.pop_back();
   auto slot = static_cast<size_t>(sequence.slot.value);

@@ -40,6 +40,7 @@ ExecutorLoop::Outcome ExecutorLoop::FinishOldest() {
   counters_.generation_tokens.fetch_add(static_cast<uint64_t>(generation_rows), std::memory_order_relaxed);
   counters_.last_step_context_tokens.store(context_tokens, std::memory_order_relaxed);
   counters_.last_step_generation_rows.store(generation_rows, std::memory_order_relaxed);
+  counters_.last_step_context_rows.store(static_cast<int32_t>(flight.context_rows), std::memory_order_relaxed);
   counters_.last_step_device_time.store(result->device_time.count(), std::memory_order_relaxed);
   return Outcome::kWorked;
 }
@@ -125,6 +126,7 @@ void ExecutorLoop::Emit(Sequence& sequence, TokenId token, FinishReason reason, 
                        .reason = reason,
                        .error_code = error,
                        .prompt_tokens_cached = first ? sequence.prompt_tokens_reused : 0,
+                       .scheduled = sequence.scheduled,
                        .emitted = now_,
                        .logprobs = logprobs});
 }

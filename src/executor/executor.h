@@ -53,7 +53,7 @@ struct ExecutorStats {
   uint64_t prefix_tokens_queried = 0, prefix_tokens_reused = 0;
   int32_t waiting = 0, running = 0, paused = 0;
   int64_t waiting_tokens = 0;  // of the prompts of `waiting`
-  int32_t last_step_context_tokens = 0, last_step_generation_rows = 0;
+  int32_t last_step_context_tokens = 0, last_step_generation_rows = 0, last_step_context_rows = 0;
   int32_t blocks_total = 0, blocks_used = 0, blocks_cached = 0;  // used: leased; cached: reusable, evictable
   Nanos last_step_device_time{}, last_step_host_time{};
   // Sums over all steps: the executor's own time, all but the calls into the backend; and its calls of Launch.

@@ -237,6 +237,7 @@ ExecutorStats ExecutorLoop::stats() const {
           .waiting_tokens = get(waiting_tokens_),
           .last_step_context_tokens = get(c.last_step_context_tokens),
           .last_step_generation_rows = get(c.last_step_generation_rows),
+          .last_step_context_rows = get(c.last_step_context_rows),
           .blocks_total = cache_.total(),
           .blocks_used = get(c.blocks_used),
           .blocks_cached = get(c.blocks_cached),

@@ -74,7 +74,8 @@ class ExecutorLoop final : public Executor, private WaitingViews {
   struct Counters {
     std::atomic<uint64_t> steps{0}, context_tokens{0}, generation_tokens{0}, requests_finished{0}, preemptions{0};
     std::atomic<uint64_t> prefix_tokens_queried{0}, prefix_tokens_reused{0}, allocations_in_steps{0};
-    std::atomic<int32_t> running{0}, paused{0}, last_step_context_tokens{0}, last_step_generation_rows{0};
+    std::atomic<int32_t> running{0}, paused{0}, last_step_context_tokens{0}, last_step_generation_rows{0},
+        last_step_context_rows{0};
     std::atomic<int32_t> blocks_used{0}, blocks_cached{0};
     std::atomic<int64_t> last_step_device_time{0}, last_step_host_time{0}, host_time{0}, launch_time{0};
     std::atomic<uint64_t> steps_kernel_by_kernel{0}, steps_over_budget{0}, tokens_padded{0};

@@ -51,6 +51,7 @@ struct Sequence {
   int32_t samples_in_flight = 0;
   uint64_t last_ticket = 0;  // newest step that names it
   int32_t prompt_tokens_reused = 0;
+  Nanos scheduled{};  // when it first got a slot
   bool reuse_reported = false;
   bool paused = false;  // waits to be computed again
   bool shares_blocks = false;

@@ -9,6 +9,7 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -100,6 +101,11 @@ class InferenceServer {
     std::string version = "0.1.0";
     bool allow_model_control = false;   // load and unload
     bool allow_trace_settings = false;  // writing trace settings (a path on this machine)
+    bool allow_log_settings = true;     // writing log settings
+    // TensorRT-LLM's names. Each response of tensorrt_llm_bls carries the text so far, not what is new.
+    bool accumulate_tokens = false;
+    // Where a request does not say: whether an answer in one piece leaves the prompt out.
+    bool exclude_input_in_output = true;
   };
   // Both outlive the server; so do its inferences' sinks their inference.
   static std::unique_ptr<InferenceServer> Create(serve::ModelRegistry& registry, const Clock& clock, Config config);
@@ -132,6 +138,13 @@ class InferenceServer {
 
   // Prometheus text of the nv_inference_* and nv_trt_llm_* families.
   virtual std::string MetricsText() const = 0;
+
+  // Of the default model: for ORCA's load header. nullopt: no model.
+  struct LoadReport {
+    double kv_cache_utilization = 0;
+    uint64_t max_token_capacity = 0;
+  };
+  virtual std::optional<LoadReport> CurrentLoad() const = 0;
 };
 
 }  // namespace ekiben::kserve

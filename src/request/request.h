@@ -65,6 +65,7 @@ struct TokenEvent {
   FinishReason reason = FinishReason::kNone;
   Code error_code = Code::kInternal;           // with kError
   int32_t prompt_tokens_cached = 0;            // with the first token: prompt tokens served from reused blocks
+  Nanos scheduled{};                           // when the sequence first got a slot; zero: it never had one
   Nanos emitted{};                             // Clock::Now() when the executor emitted it
   const PositionLogProbs* logprobs = nullptr;  // valid during the call only
 };

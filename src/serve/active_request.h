@@ -26,8 +26,14 @@ class ActiveRequest final : public TokenSink {
 
   void OnToken(const TokenEvent& event) override {
     if (!overran.load(std::memory_order_relaxed)) {
-      TokenItem item{this,         event.sequence_index, event.token,
-                     event.reason, event.error_code,     event.prompt_tokens_cached};
+      TokenItem item{.request = this,
+                     .sequence_index = event.sequence_index,
+                     .token = event.token,
+                     .reason = event.reason,
+                     .error_code = event.error_code,
+                     .prompt_tokens_cached = event.prompt_tokens_cached,
+                     .scheduled = event.scheduled,
+                     .emitted = event.emitted};
       if (channel->Push(item, event.logprobs)) return;
       stalls->fetch_add(1, std::memory_order_relaxed);
     } else if (event.reason == FinishReason::kNone) {
@@ -45,7 +51,7 @@ class ActiveRequest final : public TokenSink {
   }
 
   RequestId id{};
-  Nanos arrival{};
+  RequestTimes times;
   TextRequest input;
   std::shared_ptr<TextSink> sink;
   std::shared_ptr<const Request> tokens;

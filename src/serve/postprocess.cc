@@ -60,7 +60,7 @@ void Postprocessor::Handle(const TokenItem& item, const PositionLogProbs& logpro
       std::string fault = executor_.fault();
       Fail(request, Error(item.error_code, fault.empty() ? "the model could not compute this request" : fault));
     } else {
-      TellPrompt(request, item.prompt_tokens_cached);
+      TellPrompt(request, item);
       TellText(request, item, logprobs);
     }
   }
@@ -68,13 +68,15 @@ void Postprocessor::Handle(const TokenItem& item, const PositionLogProbs& logpro
   if (request.ends_seen == request.tokens->n) release_(request.id);
 }
 
-void Postprocessor::TellPrompt(ActiveRequest& request, int32_t cached_tokens) {
+void Postprocessor::TellPrompt(ActiveRequest& request, const TokenItem& item) {
   if (request.prompt_told) return;
   request.prompt_told = true;
   PromptInfo info;
   info.id = request.id;
   info.prompt_tokens = static_cast<int32_t>(request.tokens->prompt.size());
-  info.cached_tokens = cached_tokens;
+  info.cached_tokens = item.prompt_tokens_cached;
+  info.times = request.times;
+  info.times.scheduled = item.scheduled;
   if (request.input.want_token_ids || request.input.prompt_logprobs) info.prompt = request.tokens->prompt;
   info.prompt_logprobs = std::move(request.prompt_logprobs);
   request.sink->OnPrompt(info);
@@ -86,6 +88,7 @@ void Postprocessor::TellText(ActiveRequest& request, const TokenItem& item, cons
   TextEvent event;
   event.sequence_index = item.sequence_index;
   event.reason = item.reason;
+  event.emitted = item.emitted;
   text_.clear();
   bool stopped = false;
   if (item.token >= 0) {

@@ -24,7 +24,7 @@ class Postprocessor {
  private:
   void Handle(const TokenItem& item, const PositionLogProbs& logprobs);
   bool HandleOverrun();
-  void TellPrompt(ActiveRequest& request, int32_t cached_tokens);
+  void TellPrompt(ActiveRequest& request, const TokenItem& item);
   void TellText(ActiveRequest& request, const TokenItem& item, const PositionLogProbs& logprobs);
   void Fail(ActiveRequest& request, const Error& error);
   static bool Ended(const ActiveRequest& request);

@@ -88,7 +88,7 @@ Result<RequestId> Ensemble::Submit(TextRequest request, std::shared_ptr<TextSink
   auto active = std::make_shared<ActiveRequest>();
   RequestId id{next_id_.fetch_add(1, std::memory_order_relaxed)};
   active->id = id;
-  active->arrival = clock_.Now();
+  active->times.arrival = clock_.Now();
   active->input = std::move(request);
   active->sink = std::move(sink);
   active->channel = &postprocessors_[id.value % postprocessors_.size()]->channel();
@@ -121,6 +121,7 @@ void Ensemble::Preprocess(Arrivals& arrivals) {
 }
 
 void Ensemble::PreprocessOne(const std::shared_ptr<ActiveRequest>& request) {
+  request->times.taken = clock_.Now();
   if (request->cancelled.load(std::memory_order_acquire)) return TellCancelled(*request);
   auto handed = [&]() -> Result<void> {
     try {
@@ -143,7 +144,8 @@ Result<void> Ensemble::Hand(const std::shared_ptr<ActiveRequest>& request) {
   if (request->input.grammar) {
     ASSIGN_OR_RETURN(constraint, grammars_->Compile(*request->input.grammar));
   }
-  ASSIGN_OR_RETURN(request->tokens, preprocessor_.Build(request->id, request->input, request->arrival, constraint));
+  ASSIGN_OR_RETURN(request->tokens,
+                   preprocessor_.Build(request->id, request->input, request->times.arrival, constraint));
   text::Detokenizer::Options options{request->input.skip_special_tokens, request->input.include_stop_text,
                                      request->input.stop};
   request->sequences.reserve(static_cast<size_t>(request->tokens->n));
@@ -152,6 +154,7 @@ Result<void> Ensemble::Hand(const std::shared_ptr<ActiveRequest>& request) {
   // Counted before the first token can be out, and taken back when there will be none.
   auto prompt_tokens = request->tokens->prompt.size();
   prompt_tokens_.fetch_add(prompt_tokens, std::memory_order_relaxed);
+  request->times.submitted = clock_.Now();
   auto submitted = executor_.Submit(request->tokens, request.get());
   if (!submitted.ok()) {
     prompt_tokens_.fetch_sub(prompt_tokens, std::memory_order_relaxed);
@@ -164,6 +167,7 @@ Result<void> Ensemble::Hand(const std::shared_ptr<ActiveRequest>& request) {
 void Ensemble::TellCancelled(ActiveRequest& request) {
   PromptInfo info;
   info.id = request.id;
+  info.times = request.times;
   request.sink->OnPrompt(info);
   for (int32_t i = 0; i < request.input.n; ++i) {
     TextEvent event;

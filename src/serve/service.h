@@ -56,6 +56,14 @@ struct TextRequest {
   std::optional<Nanos> timeout;
 };
 
+// When a request passed from stage to stage, by Clock::Now. Zero: it never got there.
+struct RequestTimes {
+  Nanos arrival{};    // Submit
+  Nanos taken{};      // by a preprocessing instance
+  Nanos submitted{};  // to the executor, in tokens
+  Nanos scheduled{};  // its first sequence got a slot
+};
+
 // Text of one sequence that became certain. Text may be empty (a held character; the end).
 struct TextEvent {
   int32_t sequence_index = 0;
@@ -67,6 +75,7 @@ struct TextEvent {
   FinishReason reason = FinishReason::kNone;  // != kNone: the sequence's last event
   std::string stop_text;                      // kStopText: which string matched
   TokenId stop_token = -1;                    // kEndToken: which id
+  Nanos emitted{};                            // Clock::Now when the executor let the token go
 };
 
 // Known from the start of generation on.
@@ -74,6 +83,7 @@ struct PromptInfo {
   RequestId id{};
   int32_t prompt_tokens = 0;
   int32_t cached_tokens = 0;
+  RequestTimes times;
   std::vector<TokenId> prompt;                    // with want_token_ids or prompt_logprobs
   std::vector<PositionLogProbs> prompt_logprobs;  // with prompt_logprobs
 };

@@ -26,6 +26,7 @@ struct TokenItem {
   Code error_code = Code::kInternal;
   int32_t prompt_tokens_cached = 0;
   bool has_logprobs = false;
+  Nanos scheduled{}, emitted{};
 };
 
 class TokenChannel {
@@ -88,7 +89,7 @@ class TokenChannel {
   }
 
  private:
-  static constexpr size_t kEventsPerLogProbs = 8;  // an event is 40 bytes, log-probabilities 172
+  static constexpr size_t kEventsPerLogProbs = 8;  // an event is 56 bytes, log-probabilities 172
 
   std::vector<TokenItem> events_;
   std::vector<PositionLogProbs> logprobs_;

@@ -58,7 +58,9 @@ bool ScriptedExecutor::Step() {
   for (Sequence& sequence : sequences_) running += sequence.running;
   for (Sequence& sequence : sequences_) {
     if (running >= options_.max_batch_size) break;
-    if (!std::exchange(sequence.running, true)) ++running;
+    if (std::exchange(sequence.running, true)) continue;
+    sequence.scheduled = clock_.Now();
+    ++running;
   }
   ++stats_.steps;
   bool worked = !sequences_.empty();
@@ -72,6 +74,7 @@ bool ScriptedExecutor::Turn(Sequence& sequence) {
   TokenEvent event;
   event.request = request.id;
   event.sequence_index = sequence.index;
+  event.scheduled = sequence.scheduled;
   event.emitted = clock_.Now();
   event.reason = sequence.asked;
   if (stopping_) event.reason = FinishReason::kCancelled;

@@ -51,6 +51,7 @@ class ScriptedExecutor final : public Executor {
     TokenSink* sink = nullptr;
     int32_t index = 0, position = 0;
     bool running = false;
+    Nanos scheduled{};
     FinishReason asked = FinishReason::kNone;  // by Cancel or Stop
   };
   void Run();
