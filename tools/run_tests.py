@@ -135,13 +135,18 @@ def unittest_counts(name, path, totals):
                time.monotonic() - begin)
 
 
-def python_for(name, requirements):
-    """The interpreter of a suite's environment, made by ./dev."""
-    run = subprocess.run(["./dev", "python", name, str(requirements)], cwd=ROOT, capture_output=True, text=True)
+def dev_answer(*command):
+    """The last line that ./dev prints: the path of what it made; None when it failed."""
+    run = subprocess.run(["./dev", *command], cwd=ROOT, capture_output=True, text=True)
     if run.returncode != 0:
         print(run.stdout[-2000:], run.stderr[-2000:])
         return None
     return run.stdout.strip().split("\n")[-1]
+
+
+def python_for(name, requirements):
+    """The interpreter of a suite's environment."""
+    return dev_answer("python", name, str(requirements))
 
 
 def free_port():
@@ -154,11 +159,13 @@ class Server:
     """A real `ekiben serve` for the client suites."""
 
     def __init__(self, program, model, scale):
-        self.port = free_port()
+        self.port, self.grpc_port = free_port(), free_port()
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)
-        self.process = subprocess.Popen([str(program), "serve", model, "--port", str(self.port), "--host", "127.0.0.1",
-                                         "--served_model_name", "SmolLM2-135M-Instruct", "--traffic.timeout",
-                                         str(60 * scale), "--drain_timeout", str(30 * scale)],
+        options = subprocess.run([str(program), "serve", "--help"], capture_output=True, text=True).stdout
+        grpc = ["--grpc_port", str(self.grpc_port)] if "--grpc_port" in options else []
+        self.process = subprocess.Popen([str(program), "serve", model, "--port", str(self.port), *grpc,
+                                         "--host", "127.0.0.1", "--served_model_name", "SmolLM2-135M-Instruct",
+                                         "--traffic.timeout", str(60 * scale), "--drain_timeout", str(30 * scale)],
                                         stdout=self.log, stderr=self.log)
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -234,16 +241,20 @@ def run_client_suites(build, model, totals, only):
     if not model or not program.exists():
         totals.add("conformance", 0, 0, len(suites), 0)
         return
-    python = python_for("conformance", ROOT / "tests" / "conformance" / "requirements.txt")
+    folder = ROOT / "tests" / "conformance"
+    pythons = {suite: python_for(*("litellm", folder / "requirements-litellm.txt") if suite.stem == "test_litellm" else
+                                 ("conformance", folder / "requirements.txt")) for suite in suites}
+    promtool = dev_answer("promtool")
     server = Server(program, model, totals.time_scale)
     try:
-        if python is None or not server.wait_ready(180 * totals.time_scale):
+        if None in (*pythons.values(), promtool) or not server.wait_ready(180 * totals.time_scale):
             print(open(server.log.name).read()[-4000:])
             totals.add("conformance", 0, len(suites), 0, 0)
             return
         for suite in suites:
-            run_pytest(suite, python, totals, {"EKIBEN_URL": server.url, "EKIBEN_PROGRAM": str(program),
-                                               "EKIBEN_TEST_MODEL": model, "EKIBEN_PID": str(server.process.pid)})
+            run_pytest(suite, pythons[suite], totals, {
+                "EKIBEN_URL": server.url, "EKIBEN_GRPC": f"127.0.0.1:{server.grpc_port}", "EKIBEN_PROGRAM": str(program),
+                "EKIBEN_TEST_MODEL": model, "EKIBEN_PID": str(server.process.pid), "EKIBEN_PROMTOOL": promtool})
     finally:
         begin = time.monotonic()
         code = server.stop(30 * totals.time_scale)
