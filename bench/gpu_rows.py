@@ -214,7 +214,11 @@ class Rows:
             fit = min(self.args.max_batch_size, int(blocks // -(-tokens // 64)))
             # Who waits has no tokens yet, so filling takes what fits.
             ramp = self.args.fill + fit * (prompt + output / 2) / self.args.fill_rate
-            self.bench("max", f"--url http://127.0.0.1:{port}", load, fit + max(1, fit // 20), ramp, self.args.duration, True, port)
+            users = fit + max(1, fit // 20)
+            if self.args.max_users and self.args.max_users < users:
+                users = self.args.max_users
+                ramp = self.args.fill + users * (prompt + output / 2) / self.args.fill_rate
+            self.bench("max", f"--url http://127.0.0.1:{port}", load, users, ramp, self.args.duration, True, port)
 
     def on_one_server(self, kinds):
         with self.serve() as server:
@@ -305,10 +309,11 @@ def parse():
     parser.add_argument("--out")
     parser.add_argument("--rows", default="users,closed,max,inprocess")
     parser.add_argument("--ekiben", default=str(ROOT / "build/release/ekiben"))
-    parser.add_argument("--shape", default="llama-3-8b")
+    parser.add_argument("--shape", help="default llama-3-8b; with --model: what it has the shape of, for targets and floors")
     parser.add_argument("--model", help="an engine or checkpoint instead of random weights of --shape")
     parser.add_argument("--device", default="cuda", help="cpu or fake: to try the script where there is no GPU")
-    parser.add_argument("--max_batch_size", type=int, default=256, help="of the server: bounds the users of the rows max")
+    parser.add_argument("--max_users", type=int, default=0, help="max: at most so many instead of what fits and a few more")
+    parser.add_argument("--max_batch_size", type=int, default=1024, help="of the server: bounds the users of the rows max")
     parser.add_argument("--users", default=USERS, type=lambda text: [int(n) for n in text.split(",")], help="users, options: levels")
     parser.add_argument("--only_options", default=[], type=lambda text: text.split(","), metavar="NAME,...",
                         help="options: only the rows of these names")
@@ -326,8 +331,7 @@ def parse():
     parser.add_argument("--log", default="/dev/null")
     parser.add_argument("server_options", nargs="*")
     args = parser.parse_args()
-    if args.model:
-        args.shape = ""
+    args.shape = args.shape or ("" if args.model else "llama-3-8b")
     if not args.markdown and not args.out:
         parser.error("--out or --markdown")
     return args

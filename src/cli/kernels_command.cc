@@ -174,7 +174,8 @@ void AddKernelsCommand(CLI::App& app, Outcome& outcome) {
   CLI::App* command = app.add_subcommand(
       "kernels", "Every op at the served shapes: time, bytes, operations, share of the measured peaks");
   AddEngineSource(*command, options->source);
-  command->add_option("--kv_cache_dtype", options->kv_cache_dtype, "On cuda: auto (bf16), bf16 or fp8")
+  AcceptLongDTypes(
+      command->add_option("--kv_cache_dtype", options->kv_cache_dtype, "On cuda: auto (bf16), bf16 or fp8"))
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "bf16", "fp8"}));
   command

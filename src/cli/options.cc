@@ -17,6 +17,15 @@ void AddSwitch(CLI::App& app, const std::string& name, bool& value, const std::s
       ->default_str(value ? "enable" : "disable");
 }
 
+CLI::Option* AcceptLongDTypes(CLI::Option* option) {
+  auto shorten = [](std::string& text) {
+    if (text == "bfloat16") text = "bf16";
+    if (text == "float32") text = "f32";
+    return std::string();
+  };
+  return option->transform(CLI::Validator(shorten, ""));
+}
+
 namespace {
 
 constexpr const char* kBuildGroup = "Build";
@@ -27,10 +36,10 @@ void Grouped(CLI::Option* option) {
 
 // Options that are part of the engine itself.
 void AddPackingOptions(CLI::App& app, BuildConfig& b) {
-  Grouped(app.add_option(
+  Grouped(AcceptLongDTypes(app.add_option(
       "--dtype", b.dtype,
       "Linear layers: auto keeps a quantised checkpoint's bits (int4, int8) and floats as bf16, and is bf16 on CUDA; "
-      "or f32, bf16, int8, int4; on CUDA bf16 or fp8 (e4m3, for which the build rounds)"));
+      "or f32 (float32), bf16 (bfloat16), int8, int4; on CUDA bf16 or fp8 (e4m3, for which the build rounds)")));
   Grouped(app.add_option("--max_beam_width", b.max_beam_width, "1: beam search is not offered"));
   Grouped(app.add_option("--opt_num_tokens", b.opt_num_tokens,
                          "Token count to choose kernels for when multiple_profiles is disabled; 0: max_batch_size"));
@@ -142,8 +151,8 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   add(app.add_option("--max_tokens_in_paged_kv_cache", o.max_tokens_in_paged_kv_cache,
                      "Size of the cache in tokens; with the fraction, the smaller wins; 0: the fraction alone")
           ->check(CLI::NonNegativeNumber));
-  add(app.add_option("--kv_cache_dtype", o.kv_cache_dtype,
-                     "auto (bf16; f32 for an f32 engine), bf16 or f32; on CUDA bf16 or fp8"));
+  add(AcceptLongDTypes(app.add_option("--kv_cache_dtype", o.kv_cache_dtype,
+                                      "auto (bf16; f32 for an f32 engine), bf16 or f32; on CUDA bf16 or fp8")));
   add_switch("--weights_in_huge_pages", o.weights_in_huge_pages,
              "Copy the weights into huge pages at start: reads faster; disable: share the engine file's own pages");
   add(app.add_option("--preprocessing_instance_count", o.preprocessing_instance_count,

@@ -34,6 +34,9 @@ CLI::Option* AddChoice(CLI::App& app, const std::string& name, Enum& value, cons
       ->default_str(chosen);
 }
 
+// bfloat16 and float32, as other tools say, for an option whose own names are bf16 and f32.
+CLI::Option* AcceptLongDTypes(CLI::Option* option);
+
 // Everything that an engine is built with.
 void AddBuildOptions(CLI::App& app, BuildConfig& build, RunLimits& limits);
 // Executor, cache, threads, instances.

@@ -27,7 +27,8 @@ Result<void> OneOf(std::string_view field, const std::string& value, std::initia
 }  // namespace
 
 DeviceDefaults DefaultsOf(std::string_view device) {
-  if (device == "cuda") return {256, 8192, 64, 0.9};
+  // 1,024 sequences serve 128 tokens in and out 12 % faster than 256, and 100 users as fast (docs/gpu.md).
+  if (device == "cuda") return {1024, 8192, 64, 0.9};
   return {128, 512, 32, 0.3};
 }
 

@@ -82,7 +82,7 @@ TEST(RunLimitsTest, ADeviceBringsItsDefaults) {
   ASSERT_TRUE(cuda.ok());
   EXPECT_EQ(cuda->dtype, "bf16");
   EXPECT_EQ(cuda->tokens_per_block, 64);
-  EXPECT_EQ(cuda->max_batch_size, 256);
+  EXPECT_EQ(cuda->max_batch_size, 1024);
   EXPECT_EQ(cuda->max_num_tokens, 8192);
   EXPECT_NE(Key({.device = "cuda"}, {}), Key({.dtype = "bf16"}, {}));
   auto cpu = ResolveBuildConfig(WithLimits({}, {}), model);
