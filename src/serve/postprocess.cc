@@ -99,10 +99,11 @@ void Postprocessor::TellText(ActiveRequest& request, const TokenItem& item, cons
     } else {
       stopped = sequence.detokenizer.Push(item.token, text_);
       if (request.input.want_token_ids) event.tokens.push_back(item.token);
-      if (item.has_logprobs) {
-        event.logprobs.push_back(logprobs);
-        event.logprob_tokens.push_back(item.token);
-      }
+    }
+    // Who scores a prompt (lm-eval) counts on an entry for the one token after it, also where that ends the text.
+    if (item.has_logprobs && (item.reason != FinishReason::kEndToken || request.input.prompt_logprobs)) {
+      event.logprobs.push_back(logprobs);
+      event.logprob_tokens.push_back(item.token);
     }
   }
   if (stopped) {

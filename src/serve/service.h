@@ -69,8 +69,8 @@ struct TextEvent {
   int32_t sequence_index = 0;
   std::string_view text;
   std::vector<TokenId> tokens;                // with want_token_ids
-  std::vector<PositionLogProbs> logprobs;     // with sampling.logprobs >= 0: one a token in `token_ids_of_logprobs`
-  std::vector<TokenId> logprob_tokens;        // the chosen tokens of `logprobs`
+  std::vector<PositionLogProbs> logprobs;     // with sampling.logprobs >= 0: one a token in `logprob_tokens`
+  std::vector<TokenId> logprob_tokens;        // the chosen tokens of `logprobs`; with prompt_logprobs also the end's
   int32_t tokens_new = 0;                     // sampled tokens this event accounts for
   FinishReason reason = FinishReason::kNone;  // != kNone: the sequence's last event
   std::string stop_text;                      // kStopText: which string matched

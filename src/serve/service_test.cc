@@ -216,6 +216,21 @@ TEST_F(ServiceTest, SeveralSequencesTokensAndLogprobs) {
   EXPECT_EQ(sink->events[2][1].logprobs[0].best[0].token, 'c');
 }
 
+TEST_F(ServiceTest, TheTokenAfterAScoredPromptIsScoredEvenIfItEndsTheText) {
+  ScriptedOptions options;
+  options.next_token = [](const Request&, int32_t, int32_t) { return -1; };
+  Start(options);
+  for (bool scored_prompt : {true, false}) {
+    TextRequest request = Prompt("pq", 1);
+    request.prompt_logprobs = scored_prompt;
+    request.sampling.logprobs = 1;
+    auto sink = Run(request);
+    ASSERT_EQ(sink->last_reason, FinishReason::kEndToken);
+    auto wanted = scored_prompt ? std::vector<TokenId>{ByteTokenizer::kEnd} : std::vector<TokenId>{};
+    EXPECT_EQ(sink->events[0].back().logprob_tokens, wanted);
+  }
+}
+
 TEST_F(ServiceTest, BadInputNamesFieldValueAndLimit) {
   Start();
   struct Case {
