@@ -1,0 +1,20 @@
+# Decides whether this build has proto/ and src/rpc/ (EKIBEN_GRPC_FOUND). They need libgrpc++, protobuf and their compilers.
+# Protobuf comes first, as a module: gRPC's own config file would find it without protoc's target.
+set(EKIBEN_GRPC_FOUND FALSE)
+if(NOT EKIBEN_GRPC MATCHES "^(auto|on|off)$")
+  message(FATAL_ERROR "EKIBEN_GRPC: '${EKIBEN_GRPC}' is not one of auto, on, off")
+endif()
+if(EKIBEN_GRPC STREQUAL "on" AND NOT EKIBEN_SERVER)
+  message(FATAL_ERROR "EKIBEN_GRPC is on and EKIBEN_SERVER is off")
+endif()
+if(EKIBEN_SERVER AND NOT EKIBEN_GRPC STREQUAL "off")
+  find_package(Protobuf QUIET)
+  find_package(gRPC CONFIG QUIET)
+  if(TARGET protobuf::protoc AND TARGET gRPC::grpc++ AND TARGET gRPC::grpc_cpp_plugin)
+    set(EKIBEN_GRPC_FOUND TRUE)
+  elseif(EKIBEN_GRPC STREQUAL "on")
+    message(FATAL_ERROR "EKIBEN_GRPC is on and libgrpc++-dev, libprotobuf-dev, protobuf-compiler or "
+                        "protobuf-compiler-grpc is missing")
+  endif()
+endif()
+message(STATUS "KServe v2 over gRPC: ${EKIBEN_GRPC_FOUND}")

@@ -1,0 +1,476 @@
+#include "rpc/infer_calls.h"
+
+#include <grpcpp/alarm.h>
+#include <grpcpp/grpcpp.h>
+
+#include <deque>
+#include <map>
+#include <optional>
+
+#include "base/log.h"
+#include "proto/grpc_service.pb.h"
+#include "rpc/message_bytes.h"
+#include "rpc/message_conversion.h"
+#include "rpc/status.h"
+
+namespace ekiben::rpc {
+namespace {
+
+constexpr const char* kFinalResponse = "triton_final_response";
+constexpr const char* kEmptyFinalResponse = "triton_enable_empty_final_response";
+
+std::string_view Metadata(const grpc::CallbackServerContext& context, const char* key) {
+  auto found = context.client_metadata().find(key);
+  if (found == context.client_metadata().end()) return {};
+  return {found->second.data(), found->second.size()};
+}
+
+// The bytes of `message`, or why a client could not take them.
+Result<void> Serialize(const google::protobuf::Message& message, size_t bytes_max, grpc::ByteBuffer& out) {
+  size_t bytes = message.ByteSizeLong();
+  if (bytes > bytes_max)
+    return Error(Code::kInternal,
+                 fmt::format("the answer has {} bytes, a message may have {}: ask for less", bytes, bytes_max));
+  grpc::Slice slice(bytes);
+  message.SerializeWithCachedSizesToArray(const_cast<uint8_t*>(slice.begin()));  // ours alone until it is handed over
+  grpc::ByteBuffer buffer(&slice, 1);
+  out.Swap(&buffer);
+  return {};
+}
+
+Result<kserve::InferRequest> ParseRequest(const CallContext& shared, const grpc::ByteBuffer& bytes) {
+  inference::ModelInferRequest message;
+  grpc::Slice slice;  // most messages came in one piece: nothing is copied then
+  if (!bytes.TrySingleSlice(&slice).ok() && !bytes.DumpToSingleSlice(&slice).ok())
+    return Error(Code::kInternal, "a message without bytes");
+  std::string_view view(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  RETURN_IF_ERROR(ParseMessage(view, shared.config.unpacked_bytes_max, message));
+  return TakeInferRequest(message);
+}
+
+// ModelInfer: one request, one response.
+class UnaryCall final : public grpc::ServerUnaryReactor, public kserve::InferSink {
+ public:
+  UnaryCall(std::shared_ptr<CallContext> shared, grpc::ByteBuffer* response)
+      : shared_(std::move(shared)), response_(response) {}
+
+  void Start(const std::shared_ptr<UnaryCall>& self, const grpc::ByteBuffer& bytes) {
+    self_ = self;
+    auto request = ParseRequest(*shared_, bytes);
+    if (!request.ok()) return End(StatusOf(request.error()));
+    ++shared_->inferences;
+    ++shared_->inferences_running;
+    auto inference = shared_->inference.Infer(*std::move(request), self);
+    if (!inference.ok()) return OnError(inference.error());
+    bool cancelled;
+    {
+      std::lock_guard lock(mutex_);
+      if (finished_ && !cancelled_) return;  // it has answered already
+      inference_ = *inference;
+      cancelled = cancelled_;
+    }
+    if (cancelled) (*inference)->Cancel();
+  }
+
+  void OnResponse(kserve::InferResponse response) override {
+    bool final = response.final;
+    if (!response.outputs.empty() || final) {
+      std::lock_guard lock(mutex_);
+      if (!finished_ && (!answer_ || !response.outputs.empty())) answer_ = std::move(response);
+    }
+    if (!final) return;
+    --shared_->inferences_running;
+    std::lock_guard lock(mutex_);
+    if (finished_) return;
+    inference::ModelInferResponse message;
+    FillInferResponse(*std::move(answer_), message);
+    auto bytes = Serialize(message, static_cast<size_t>(shared_->config.message_bytes_max), *response_);
+    EndLocked(bytes.ok() ? grpc::Status::OK : StatusOf(bytes.error()));
+  }
+
+  void OnError(const Error& error) override {
+    --shared_->inferences_running;
+    End(StatusOf(error));
+  }
+
+  void OnCancel() override {
+    std::shared_ptr<kserve::Inference> inference;
+    {
+      std::lock_guard lock(mutex_);
+      cancelled_ = true;
+      inference = inference_;
+      EndLocked(grpc::Status::CANCELLED);
+    }
+    if (inference) inference->Cancel();
+  }
+
+  void OnDone() override {
+    std::shared_ptr<kserve::Inference> inference;
+    std::shared_ptr<UnaryCall> self;  // dropped after the lock, since it may be the last
+    std::lock_guard lock(mutex_);
+    inference.swap(inference_);
+    self.swap(self_);
+  }
+
+ private:
+  void End(const grpc::Status& status) {
+    std::lock_guard lock(mutex_);
+    EndLocked(status);
+  }
+  void EndLocked(const grpc::Status& status) {
+    if (std::exchange(finished_, true)) return;
+    Finish(status);
+  }
+
+  const std::shared_ptr<CallContext> shared_;
+  grpc::ByteBuffer* const response_;  // valid until Finish
+  std::mutex mutex_;
+  std::optional<kserve::InferResponse> answer_;
+  std::shared_ptr<kserve::Inference> inference_;
+  bool finished_ = false, cancelled_ = false;
+  std::shared_ptr<UnaryCall> self_;  // gRPC's hold, until OnDone
+};
+
+// ModelStreamInfer. Start* and Finish are called under the mutex: libgrpc++ runs reactions on its own threads, never
+// inside these calls.
+class StreamCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>, public Drainable {
+ public:
+  StreamCall(std::shared_ptr<CallContext> shared, grpc::CallbackServerContext* context)
+      : shared_(std::move(shared)),
+        context_(context),
+        errors_end_stream_(Metadata(*context, "triton_grpc_error") == "true") {}
+
+  void Start(const std::shared_ptr<StreamCall>& self);
+  void BeginDrain() override;
+
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  class Sink;
+  using Running = std::map<uint64_t, std::shared_ptr<kserve::Inference>>;
+  struct Waiting {
+    kserve::InferResponse response;
+    std::optional<Error> error;
+    size_t bytes = 0;
+  };
+
+  void StartRequest(const grpc::ByteBuffer& bytes);
+  void Refuse(kserve::InferResponse about, const Error& error);
+  void Answer(uint64_t key, kserve::InferResponse response, bool empty_final);
+  void Fail(uint64_t key, kserve::InferResponse about, const Error& error);
+  // The rest: with the mutex held.
+  void Enqueue(kserve::InferResponse response, std::optional<Error> error);
+  std::shared_ptr<kserve::Inference> Erase(uint64_t key);
+  // No more answers; what runs is for the caller to cancel, outside the mutex.
+  Running Close(grpc::Status status, bool drop_waiting);
+  void Pump();
+  void WriteNext();
+  void EndStream(const grpc::Status& status);
+
+  static void CancelAll(const Running& running) {
+    for (const auto& [key, inference] : running)
+      if (inference) inference->Cancel();
+  }
+
+  const std::shared_ptr<CallContext> shared_;
+  grpc::CallbackServerContext* const context_;  // valid until OnDone
+  const bool errors_end_stream_;
+
+  std::mutex mutex_;
+  grpc::ByteBuffer read_, written_;
+  inference::ModelStreamInferResponse message_;  // kept, so that its strings keep their memory
+  uint64_t next_key_ = 0;
+  Running running_;  // null: Infer has not returned yet
+  std::deque<Waiting> waiting_;
+  size_t waiting_bytes_ = 0;
+  bool reading_ = false, reads_ended_ = false, writing_ = false, draining_ = false, finished_ = false, done_ = false;
+  std::optional<grpc::Status> closing_;
+  grpc::Alarm slow_reader_;
+  std::shared_ptr<StreamCall> self_;  // gRPC's hold, until OnDone
+};
+
+class StreamCall::Sink final : public kserve::InferSink {
+ public:
+  Sink(std::shared_ptr<StreamCall> stream, uint64_t key, const kserve::InferRequest& request, bool empty_final)
+      : stream_(std::move(stream)), key_(key), empty_final_(empty_final) {
+    about_.model_name = request.model_name;
+    about_.model_version = request.model_version;
+    about_.id = request.id;
+  }
+  void OnResponse(kserve::InferResponse response) override { stream_->Answer(key_, std::move(response), empty_final_); }
+  void OnError(const Error& error) override { stream_->Fail(key_, about_, error); }
+
+ private:
+  const std::shared_ptr<StreamCall> stream_;
+  const uint64_t key_;
+  const bool empty_final_;
+  kserve::InferResponse about_;
+};
+
+void StreamCall::Start(const std::shared_ptr<StreamCall>& self) {
+  bool full;
+  {
+    std::lock_guard lock(shared_->mutex);
+    full = shared_->open.size() >= static_cast<size_t>(shared_->config.streams_max);
+    shared_->open.insert(this);
+  }
+  ++shared_->streams_opened;
+  std::lock_guard lock(mutex_);
+  self_ = self;
+  draining_ = shared_->draining;
+  if (!MayPass(*shared_, *context_)) return EndStream(NoKeyStatus());
+  if (full)
+    return EndStream({grpc::StatusCode::RESOURCE_EXHAUSTED,
+                      fmt::format("{} streams are open, the most that this server has", shared_->config.streams_max)});
+  reading_ = true;
+  StartRead(&read_);
+}
+
+void StreamCall::BeginDrain() {
+  std::lock_guard lock(mutex_);
+  draining_ = true;
+  Pump();
+}
+
+void StreamCall::OnReadDone(bool ok) {
+  if (ok) StartRequest(read_);
+  std::lock_guard lock(mutex_);
+  reading_ = false;
+  if (!ok) reads_ended_ = true;
+  Pump();
+}
+
+void StreamCall::StartRequest(const grpc::ByteBuffer& bytes) {
+  auto request = ParseRequest(*shared_, bytes);
+  if (!request.ok()) return Refuse({}, request.error());
+  kserve::InferResponse about;
+  about.model_name = request->model_name;
+  about.model_version = request->model_version;
+  about.id = request->id;
+  bool empty_final = false;
+  if (auto found = request->parameters.find(kEmptyFinalResponse); found != request->parameters.end()) {
+    const bool* flag = std::get_if<bool>(&found->second);
+    if (flag == nullptr)
+      return Refuse(std::move(about),
+                    Error(Code::kInvalid, fmt::format("parameters: '{}' must be a bool_param", kEmptyFinalResponse),
+                          kEmptyFinalResponse));
+    empty_final = *flag;
+    request->parameters.erase(found);
+  }
+  request->may_stream = true;
+  std::shared_ptr<Sink> sink;
+  uint64_t key;
+  {
+    std::lock_guard lock(mutex_);
+    if (closing_ || finished_) return;
+    key = next_key_++;
+    running_[key] = nullptr;
+    sink = std::make_shared<Sink>(self_, key, *request, empty_final);
+  }
+  ++shared_->inferences;
+  ++shared_->inferences_running;
+  auto inference = shared_->inference.Infer(*std::move(request), sink);
+  if (!inference.ok()) return Fail(key, std::move(about), inference.error());
+  bool closed;
+  {
+    std::lock_guard lock(mutex_);
+    closed = closing_.has_value();
+    if (auto found = running_.find(key); found != running_.end()) found->second = *inference;
+  }
+  if (closed) (*inference)->Cancel();
+}
+
+void StreamCall::Refuse(kserve::InferResponse about, const Error& error) {
+  Running cancelled;
+  {
+    std::lock_guard lock(mutex_);
+    if (closing_ || finished_) return;
+    if (errors_end_stream_) {
+      cancelled = Close(StatusOf(error), false);
+    } else {
+      Enqueue(std::move(about), error);
+    }
+    Pump();
+  }
+  CancelAll(cancelled);
+}
+
+void StreamCall::Answer(uint64_t key, kserve::InferResponse response, bool empty_final) {
+  std::shared_ptr<kserve::Inference> ended;
+  Running cancelled;
+  if (response.final) --shared_->inferences_running;
+  {
+    std::lock_guard lock(mutex_);
+    if (response.final) ended = Erase(key);
+    if (closing_ || finished_) return;
+    if (waiting_bytes_ > shared_->config.stream_buffer_bytes_max) {
+      ++shared_->clients_too_slow;
+      LOG_WARNING("gRPC: a stream's client reads too slowly: {} bytes wait, {} may; its {} requests are cancelled",
+                  waiting_bytes_, shared_->config.stream_buffer_bytes_max, running_.size());
+      cancelled = Close(
+          {grpc::StatusCode::RESOURCE_EXHAUSTED, "the client reads too slowly: its requests were cancelled"}, true);
+      gpr_timespec wait = gpr_time_from_nanos(shared_->config.write_timeout.count(), GPR_TIMESPAN);
+      slow_reader_.Set(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), wait), [weak = std::weak_ptr(self_)](bool expired) {
+        auto self = weak.lock();
+        if (!expired || !self) return;
+        std::lock_guard alarm_lock(self->mutex_);
+        if (!self->done_) self->context_->TryCancel();
+      });
+    } else if (!response.outputs.empty() || !response.final || empty_final) {
+      Enqueue(std::move(response), std::nullopt);
+    }
+    Pump();
+  }
+  CancelAll(cancelled);
+}
+
+void StreamCall::Fail(uint64_t key, kserve::InferResponse about, const Error& error) {
+  std::shared_ptr<kserve::Inference> ended;
+  --shared_->inferences_running;
+  {
+    std::lock_guard lock(mutex_);
+    ended = Erase(key);
+  }
+  Refuse(std::move(about), error);
+}
+
+void StreamCall::Enqueue(kserve::InferResponse response, std::optional<Error> error) {
+  constexpr size_t kMessageBytes = 256;  // of names and numbers around the tensors
+  size_t bytes = kMessageBytes + response.id.size() + (error ? error->message().size() : 0);
+  for (const kserve::Tensor& tensor : response.outputs) bytes += tensor.name.size() + tensor.data.size();
+  waiting_bytes_ += bytes;
+  waiting_.push_back({std::move(response), std::move(error), bytes});
+}
+
+std::shared_ptr<kserve::Inference> StreamCall::Erase(uint64_t key) {
+  auto found = running_.find(key);
+  if (found == running_.end()) return nullptr;
+  auto inference = std::move(found->second);
+  running_.erase(found);
+  return inference;
+}
+
+StreamCall::Running StreamCall::Close(grpc::Status status, bool drop_waiting) {
+  closing_ = std::move(status);
+  if (drop_waiting) {
+    waiting_.clear();
+    waiting_bytes_ = 0;
+  }
+  return std::exchange(running_, {});
+}
+
+// The one place that decides what comes next: a write, a read, the end.
+void StreamCall::Pump() {
+  if (finished_) return;
+  if (!writing_ && !waiting_.empty()) WriteNext();
+  if (!writing_ && waiting_.empty()) {
+    if (closing_) return EndStream(*closing_);
+    if (running_.empty() && !reading_ && reads_ended_) return EndStream(grpc::Status::OK);
+    if (running_.empty() && draining_)
+      return EndStream({grpc::StatusCode::UNAVAILABLE, "the server is going away: connect again"});
+  }
+  bool room = running_.size() < static_cast<size_t>(shared_->config.stream_requests_max) &&
+              waiting_bytes_ <= shared_->config.stream_buffer_bytes_max / 2;
+  if (!reading_ && !reads_ended_ && !closing_ && room) {
+    reading_ = true;
+    StartRead(&read_);
+  }
+}
+
+void StreamCall::WriteNext() {
+  Waiting next = std::move(waiting_.front());
+  waiting_.pop_front();
+  waiting_bytes_ -= next.bytes;
+  message_.Clear();
+  inference::ModelInferResponse& response = *message_.mutable_infer_response();
+  bool final = next.error.has_value() || next.response.final;
+  if (next.error) message_.set_error_message(next.error->message());
+  FillInferResponse(std::move(next.response), response);
+  (*response.mutable_parameters())[kFinalResponse].set_bool_param(final);
+  if (auto bytes = Serialize(message_, static_cast<size_t>(shared_->config.message_bytes_max), written_); !bytes.ok()) {
+    message_.Clear();
+    message_.set_error_message(bytes.error().message());
+    (*message_.mutable_infer_response()->mutable_parameters())[kFinalResponse].set_bool_param(final);
+    CHECK(Serialize(message_, INT32_MAX, written_).ok());
+  }
+  writing_ = true;
+  grpc::WriteOptions options;
+  if (!waiting_.empty()) options.set_buffer_hint();  // the next message follows at once: one send for both
+  StartWrite(&written_, options);
+}
+
+void StreamCall::EndStream(const grpc::Status& status) {
+  finished_ = true;
+  Finish(status);
+}
+
+void StreamCall::OnWriteDone(bool ok) {
+  std::lock_guard lock(mutex_);
+  writing_ = false;
+  if (!ok) {  // the client has gone; OnCancel tells the inferences
+    waiting_.clear();
+    waiting_bytes_ = 0;
+  }
+  Pump();
+}
+
+void StreamCall::OnCancel() {
+  Running cancelled;
+  {
+    std::lock_guard lock(mutex_);
+    cancelled = Close(grpc::Status::CANCELLED, true);
+    Pump();
+  }
+  CancelAll(cancelled);
+}
+
+void StreamCall::OnDone() {
+  {
+    std::lock_guard lock(shared_->mutex);
+    shared_->open.erase(this);
+  }
+  slow_reader_.Cancel();
+  Running cancelled;
+  std::shared_ptr<StreamCall> self;
+  {
+    std::lock_guard lock(mutex_);
+    done_ = true;
+    cancelled = Close(grpc::Status::CANCELLED, true);
+    self.swap(self_);
+  }
+  CancelAll(cancelled);
+}
+
+}  // namespace
+
+bool MayPass(const CallContext& shared, const grpc::CallbackServerContext& context) {
+  return !shared.keys.required() || shared.keys.Allows(Metadata(context, "authorization"));
+}
+
+grpc::Status NoKeyStatus() {
+  return {grpc::StatusCode::UNAUTHENTICATED, "send metadata 'authorization: Bearer KEY' with one of the server's keys"};
+}
+
+grpc::ServerUnaryReactor* StartModelInfer(std::shared_ptr<CallContext> shared, grpc::CallbackServerContext* context,
+                                          const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  if (!MayPass(*shared, *context)) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(NoKeyStatus());
+    return reactor;
+  }
+  auto call = std::make_shared<UnaryCall>(std::move(shared), response);
+  call->Start(call, *request);
+  return call.get();
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StartModelStreamInfer(
+    std::shared_ptr<CallContext> shared, grpc::CallbackServerContext* context) {
+  auto call = std::make_shared<StreamCall>(std::move(shared), context);
+  call->Start(call);
+  return call.get();
+}
+
+}  // namespace ekiben::rpc

@@ -1,0 +1,742 @@
+// The gRPC service through real sockets and generated stubs, over a core whose answers the test chooses.
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <set>
+#include <thread>
+
+#include <unistd.h>
+
+#include "base/mapped_file.h"
+#include "base/philox.h"
+#include "http/testing/certificates.h"
+#include "proto/grpc_service.grpc.pb.h"
+#include "proto/health.grpc.pb.h"
+#include "rpc/grpc_server.h"
+#include "rpc/testing/scripted_inference.h"
+
+namespace ekiben::rpc {
+namespace {
+
+using namespace std::chrono_literals;
+using inference::ModelInferRequest;
+using inference::ModelInferResponse;
+using inference::ModelStreamInferResponse;
+using Stub = inference::GRPCInferenceService::Stub;
+using Stream = grpc::ClientReaderWriter<ModelInferRequest, ModelStreamInferResponse>;
+
+ModelInferRequest Request(const std::string& model, const std::string& id, int64_t count = 3, int64_t bytes = 0) {
+  ModelInferRequest request;
+  request.set_model_name(model);
+  request.set_id(id);
+  (*request.mutable_parameters())["count"].set_int64_param(count);
+  (*request.mutable_parameters())["bytes"].set_int64_param(bytes);
+  return request;
+}
+
+bool IsFinal(const ModelStreamInferResponse& message) {
+  auto found = message.infer_response().parameters().find("triton_final_response");
+  EXPECT_TRUE(found != message.infer_response().parameters().end()) << message.ShortDebugString();
+  return found != message.infer_response().parameters().end() && found->second.bool_param();
+}
+
+std::string Text(const ModelStreamInferResponse& message) {
+  if (message.infer_response().raw_output_contents_size() == 0) return {};
+  return message.infer_response().raw_output_contents(0).substr(4);
+}
+
+template <class Condition>
+bool Soon(Condition condition) {
+  for (int i = 0; i < 2000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(10ms);
+  }
+  return false;
+}
+
+class GrpcTest : public ::testing::Test {
+ protected:
+  void Serve(GrpcConfig config = {}) {
+    config.port = 0;
+    auto server = GrpcServer::Create(config, core_);
+    ASSERT_TRUE(server.ok()) << server.error().message();
+    server_ = *std::move(server);
+    stub_ = NewStub();
+  }
+  std::shared_ptr<grpc::Channel> NewChannel() {
+    grpc::ChannelArguments arguments;
+    arguments.SetMaxReceiveMessageSize(INT32_MAX);
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
+    return grpc::CreateCustomChannel(fmt::format("127.0.0.1:{}", server_->port()), grpc::InsecureChannelCredentials(),
+                                     arguments);
+  }
+  std::unique_ptr<Stub> NewStub() { return inference::GRPCInferenceService::NewStub(NewChannel()); }
+  void ExpectNothingLeft() {
+    EXPECT_TRUE(Soon([&] {
+      auto stats = server_->stats();
+      return core_.running() == 0 && stats.inferences_running == 0 && stats.streams_open == 0;
+    })) << core_.running()
+        << " run, " << server_->stats().streams_open << " streams";
+  }
+
+  ScriptedInference core_;
+  std::unique_ptr<GrpcServer> server_;
+  std::unique_ptr<Stub> stub_;
+  grpc::ClientContext context_;
+};
+
+TEST_F(GrpcTest, LiveReadyAndModelReady) {
+  Serve();
+  inference::ServerLiveResponse live;
+  grpc::ClientContext first, second, third, fourth;
+  ASSERT_TRUE(stub_->ServerLive(&first, {}, &live).ok());
+  EXPECT_TRUE(live.live());
+  inference::ServerReadyResponse ready;
+  ASSERT_TRUE(stub_->ServerReady(&second, {}, &ready).ok());
+  EXPECT_TRUE(ready.ready());
+  inference::ModelReadyRequest request;
+  inference::ModelReadyResponse model;
+  request.set_name("tokens");
+  ASSERT_TRUE(stub_->ModelReady(&third, request, &model).ok());
+  EXPECT_TRUE(model.ready());
+  request.set_name("nobody");
+  auto status = stub_->ModelReady(&fourth, request, &model);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(status.error_message(), "no model 'nobody'");
+}
+
+TEST_F(GrpcTest, MetadataConfigAndStatistics) {
+  Serve();
+  grpc::ClientContext first, second, third, fourth;
+  inference::ServerMetadataResponse server;
+  ASSERT_TRUE(stub_->ServerMetadata(&first, {}, &server).ok());
+  EXPECT_EQ(server.version(), "0.1.0");
+  EXPECT_EQ(server.extensions_size(), 2);
+
+  inference::ModelMetadataRequest of_model;
+  of_model.set_name("tokens");
+  inference::ModelMetadataResponse metadata;
+  ASSERT_TRUE(stub_->ModelMetadata(&second, of_model, &metadata).ok());
+  EXPECT_EQ(metadata.inputs_size(), 2);
+  EXPECT_EQ(metadata.inputs(1).datatype(), "INT32");
+  EXPECT_EQ(metadata.outputs(0).shape(0), -1);
+
+  inference::ModelConfigRequest of_config;
+  of_config.set_name("tokens");
+  inference::ModelConfigResponse config;
+  ASSERT_TRUE(stub_->ModelConfig(&third, of_config, &config).ok());
+  EXPECT_TRUE(config.config().model_transaction_policy().decoupled());
+  EXPECT_EQ(config.config().max_batch_size(), 8);
+  EXPECT_EQ(config.config().input(0).data_type(), inference::TYPE_STRING);
+  EXPECT_EQ(config.config().input(0).dims(0), -1);
+  EXPECT_EQ(config.config().parameters().at("decoupled_mode").string_value(), "true");
+
+  inference::ModelStatisticsResponse statistics;
+  ASSERT_TRUE(stub_->ModelStatistics(&fourth, {}, &statistics).ok());
+  ASSERT_EQ(statistics.model_stats_size(), 1);
+  EXPECT_EQ(statistics.model_stats(0).inference_stats().success().ns(), 4000u);
+  EXPECT_EQ(statistics.model_stats(0).batch_stats(0).compute_output().ns(), 30u);
+  EXPECT_EQ(statistics.model_stats(0).response_stats().at("0").success().count(), 5u);
+}
+
+TEST_F(GrpcTest, RepositoryLoadsAndRefusals) {
+  Serve();
+  grpc::ClientContext contexts[6];
+  inference::RepositoryIndexRequest index_request;
+  inference::RepositoryIndexResponse index;
+  ASSERT_TRUE(stub_->RepositoryIndex(&contexts[0], index_request, &index).ok());
+  ASSERT_EQ(index.models_size(), 2);
+  EXPECT_EQ(index.models(1).state(), "UNAVAILABLE");
+  EXPECT_EQ(index.models(1).reason(), "unloaded");
+  index_request.set_ready(true);
+  ASSERT_TRUE(stub_->RepositoryIndex(&contexts[1], index_request, &index).ok());
+  EXPECT_EQ(index.models_size(), 1);
+
+  inference::RepositoryModelLoadRequest load;
+  inference::RepositoryModelLoadResponse loaded;
+  load.set_model_name("echo");
+  EXPECT_TRUE(stub_->RepositoryModelLoad(&contexts[2], load, &loaded).ok());
+  (*load.mutable_parameters())["config"].set_string_param("{}");
+  EXPECT_EQ(stub_->RepositoryModelLoad(&contexts[3], load, &loaded).error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  inference::RepositoryModelUnloadRequest unload;
+  inference::RepositoryModelUnloadResponse unloaded;
+  unload.set_model_name("nobody");
+  EXPECT_EQ(stub_->RepositoryModelUnload(&contexts[4], unload, &unloaded).error_code(), grpc::StatusCode::NOT_FOUND);
+  unload.set_repository_name("other");
+  EXPECT_EQ(stub_->RepositoryModelUnload(&contexts[5], unload, &unloaded).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(GrpcTest, TraceAndLogSettings) {
+  Serve();
+  grpc::ClientContext first, second, third;
+  inference::TraceSettingRequest trace;
+  inference::TraceSettingResponse traced;
+  (*trace.mutable_settings())["trace_level"].add_value("TIMESTAMPS");
+  ASSERT_TRUE(stub_->TraceSetting(&first, trace, &traced).ok());
+  EXPECT_EQ(traced.settings().at("trace_level").value(0), "TIMESTAMPS");
+  EXPECT_EQ(traced.settings().at("trace_rate").value(0), "1000");
+  inference::LogSettingsRequest log;
+  inference::LogSettingsResponse logged;
+  (*log.mutable_settings())["log_info"].set_bool_param(false);
+  ASSERT_TRUE(stub_->LogSettings(&second, log, &logged).ok());
+  EXPECT_FALSE(logged.settings().at("log_info").bool_param());
+  EXPECT_EQ(logged.settings().at("log_verbose_level").uint32_param(), 0u);
+  (*log.mutable_settings())["log_file"];
+  EXPECT_EQ(stub_->LogSettings(&third, log, &logged).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(GrpcTest, SharedMemoryIsRefusedByName) {
+  Serve();
+  grpc::ClientContext contexts[4];
+  inference::SystemSharedMemoryRegisterResponse registered;
+  auto status = stub_->SystemSharedMemoryRegister(&contexts[0], {}, &registered);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  inference::CudaSharedMemoryRegisterResponse cuda;
+  status = stub_->CudaSharedMemoryRegister(&contexts[1], {}, &cuda);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_NE(status.error_message().find("CUDA shared memory"), std::string::npos);
+  inference::SystemSharedMemoryUnregisterRequest unregister;
+  inference::SystemSharedMemoryUnregisterResponse unregistered;
+  EXPECT_TRUE(stub_->SystemSharedMemoryUnregister(&contexts[2], unregister, &unregistered).ok());  // all of none
+  unregister.set_name("mine");
+  EXPECT_EQ(stub_->SystemSharedMemoryUnregister(&contexts[3], unregister, &unregistered).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(GrpcTest, TypedAndRawContentsComeBackRaw) {
+  Serve();
+  ModelInferRequest request;
+  request.set_model_name("echo");
+  request.set_id("17");
+  (*request.mutable_parameters())["priority"].set_uint64_param(3);
+  auto add = [&](const char* name, const char* type, int64_t size) {
+    auto* input = request.add_inputs();
+    input->set_name(name);
+    input->set_datatype(type);
+    input->add_shape(size);
+    return input->mutable_contents();
+  };
+  auto* small = add("small", "INT8", 2);
+  small->add_int_contents(-1);
+  small->add_int_contents(127);
+  add("wide", "UINT64", 1)->add_uint64_contents(1ull << 63);
+  add("real", "FP32", 1)->add_fp32_contents(1.5f);
+  add("flag", "BOOL", 1)->add_bool_contents(true);
+  auto* text = add("text", "BYTES", 2);
+  text->add_bytes_contents(std::string("a\0b", 3));
+  text->add_bytes_contents("");
+  ModelInferResponse response;
+  auto status = stub_->ModelInfer(&context_, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.id(), "17");
+  EXPECT_EQ(response.parameters().at("priority").uint64_param(), 3u);
+  ASSERT_EQ(response.raw_output_contents_size(), 5);
+  EXPECT_EQ(response.raw_output_contents(0), std::string("\xff\x7f", 2));
+  EXPECT_EQ(response.raw_output_contents(1), std::string("\0\0\0\0\0\0\0\x80", 8));
+  EXPECT_EQ(response.raw_output_contents(2), std::string("\0\0\xc0\x3f", 4));
+  EXPECT_EQ(response.raw_output_contents(3), std::string("\1", 1));
+  EXPECT_EQ(response.raw_output_contents(4), std::string("\3\0\0\0a\0b\0\0\0\0", 11));
+  EXPECT_FALSE(response.outputs(0).has_contents());
+
+  ModelInferRequest raw = request;
+  for (auto& input : *raw.mutable_inputs()) input.clear_contents();
+  for (const std::string& bytes : response.raw_output_contents()) raw.add_raw_input_contents(bytes);
+  grpc::ClientContext second;
+  ModelInferResponse again;
+  ASSERT_TRUE(stub_->ModelInfer(&second, raw, &again).ok());
+  EXPECT_EQ(again.DebugString(), response.DebugString());
+}
+
+TEST_F(GrpcTest, BadTensorsAreRefusedByName) {
+  Serve();
+  struct Case {
+    std::function<void(ModelInferRequest&)> change;
+    std::string message;
+  };
+  auto input = [](ModelInferRequest& request) { return request.mutable_inputs(0); };
+  std::vector<Case> cases = {
+      {[&](auto& r) { input(r)->set_datatype("INT7"); }, "unknown datatype 'INT7'"},
+      {[&](auto& r) { r.set_raw_input_contents(0, "abc"); }, "'x'"},
+      {[&](auto& r) { r.add_raw_input_contents("1234"); }, "2 entries for 1 inputs"},
+      {[&](auto& r) { input(r)->mutable_contents()->add_int_contents(1); }, "has contents although"},
+      {[&](auto& r) { r.clear_raw_input_contents(); }, "'x'"},
+      {[&](auto& r) { r.clear_raw_input_contents(), input(r)->mutable_contents()->add_fp32_contents(1); },
+       "another type"},
+      {[&](auto& r) { input(r)->set_shape(0, -1); }, "'x'"},
+      {[&](auto& r) { input(r)->set_shape(0, INT64_MAX); }, "'x'"},
+      {[&](auto& r) { input(r)->set_datatype("BYTES"), r.set_raw_input_contents(0, std::string("\xff\0\0\0", 4)); },
+       "'x'"},
+      {[&](auto& r) { (*r.mutable_parameters())["none"]; }, "'none' has no value"},
+      {[&](auto& r) {
+         r.clear_raw_input_contents(), input(r)->set_datatype("INT8"),
+             input(r)->mutable_contents()->add_int_contents(300);
+       },
+       "does not fit INT8"},
+      {[&](auto& r) { r.clear_raw_input_contents(), input(r)->set_datatype("FP16"); }, "FP16 has no typed contents"},
+  };
+  for (const Case& one : cases) {
+    ModelInferRequest request;
+    request.set_model_name("echo");
+    auto* tensor = request.add_inputs();
+    tensor->set_name("x");
+    tensor->set_datatype("INT32");
+    tensor->add_shape(1);
+    request.add_raw_input_contents("1234");
+    one.change(request);
+    grpc::ClientContext context;
+    ModelInferResponse response;
+    auto status = stub_->ModelInfer(&context, request, &response);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << request.ShortDebugString();
+    EXPECT_NE(status.error_message().find(one.message), std::string::npos) << status.error_message();
+  }
+  ModelInferRequest shared;
+  shared.set_model_name("echo");
+  shared.add_inputs()->set_datatype("INT32");
+  (*shared.mutable_inputs(0)->mutable_parameters())["shared_memory_region"].set_string_param("mine");
+  grpc::ClientContext context;
+  ModelInferResponse response;
+  EXPECT_EQ(stub_->ModelInfer(&context, shared, &response).error_code(), grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(GrpcTest, UnaryErrorsAreStatuses) {
+  Serve();
+  std::vector<std::pair<std::string, grpc::StatusCode>> cases = {
+      {"nobody", grpc::StatusCode::NOT_FOUND},
+      {"refuse", grpc::StatusCode::RESOURCE_EXHAUSTED},
+      {"tokens", grpc::StatusCode::UNIMPLEMENTED},  // decoupled
+  };
+  for (const auto& [model, code] : cases) {
+    grpc::ClientContext context;
+    ModelInferResponse response;
+    EXPECT_EQ(stub_->ModelInfer(&context, Request(model, "1"), &response).error_code(), code) << model;
+  }
+  ExpectNothingLeft();
+}
+
+TEST_F(GrpcTest, TwoRequestsOfAStreamKeepTheirIdsAndEndOnce) {
+  Serve();
+  auto stream = stub_->ModelStreamInfer(&context_);
+  stream->Write(Request("tokens", "a", 50));
+  stream->Write(Request("tokens", "b", 30));
+  std::map<std::string, std::string> text;
+  std::map<std::string, int> finals;
+  stream->WritesDone();
+  ModelStreamInferResponse message;
+  while (stream->Read(&message)) {
+    EXPECT_EQ(message.error_message(), "");
+    text[message.infer_response().id()] += Text(message);
+    finals[message.infer_response().id()] += IsFinal(message);
+  }
+  EXPECT_TRUE(stream->Finish().ok());  // the half-close drained both
+  EXPECT_EQ(finals, (std::map<std::string, int>{{"a", 1}, {"b", 1}}));
+  std::string wanted;
+  for (int i = 0; i < 50; ++i) wanted += fmt::format("t{} ", i);
+  EXPECT_EQ(text["a"], wanted);
+  ExpectNothingLeft();
+}
+
+TEST_F(GrpcTest, AnErrorIsAMessageAndTheStreamGoesOn) {
+  Serve();
+  auto stream = stub_->ModelStreamInfer(&context_);
+  ModelStreamInferResponse message;
+  for (const char* model : {"nobody", "refuse", "fail"}) {
+    stream->Write(Request(model, model, 1));
+    if (std::string(model) == "fail") {
+      ASSERT_TRUE(stream->Read(&message));
+      EXPECT_FALSE(IsFinal(message));
+      EXPECT_EQ(Text(message), "t0 ");
+    }
+    ASSERT_TRUE(stream->Read(&message));
+    EXPECT_NE(message.error_message(), "");
+    EXPECT_EQ(message.infer_response().id(), model);
+    EXPECT_EQ(message.infer_response().model_name(), model);
+    EXPECT_TRUE(IsFinal(message));
+  }
+  stream->Write(Request("tokens", "good", 1));
+  ASSERT_TRUE(stream->Read(&message));
+  EXPECT_EQ(message.error_message(), "");
+  EXPECT_TRUE(IsFinal(message));
+  stream->WritesDone();
+  EXPECT_FALSE(stream->Read(&message));
+  EXPECT_TRUE(stream->Finish().ok());
+  ExpectNothingLeft();
+}
+
+TEST_F(GrpcTest, TritonGrpcErrorEndsTheStreamWithItsStatus) {
+  Serve();
+  context_.AddMetadata("triton_grpc_error", "true");
+  auto stream = stub_->ModelStreamInfer(&context_);
+  stream->Write(Request("held", "1"));
+  stream->Write(Request("refuse", "2"));
+  ModelStreamInferResponse message;
+  EXPECT_FALSE(stream->Read(&message));
+  auto status = stream->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(status.error_message(), "64 requests wait already");
+  ExpectNothingLeft();
+  EXPECT_EQ(core_.cancelled(), 1);
+}
+
+TEST_F(GrpcTest, AnEmptyFinalResponseIsSentOnlyToWhomAskedForIt) {
+  Serve();
+  auto stream = stub_->ModelStreamInfer(&context_);
+  ModelStreamInferResponse message;
+  auto asks = [](ModelInferRequest request) {
+    (*request.mutable_parameters())["triton_enable_empty_final_response"].set_bool_param(true);
+    return request;
+  };
+  stream->Write(asks(Request("empty_final", "asked", 2)));
+  stream->Write(Request("empty_final", "silent", 2));
+  auto wrong = Request("empty_final", "wrong", 2);
+  (*wrong.mutable_parameters())["triton_enable_empty_final_response"].set_string_param("true");
+  stream->Write(wrong);
+  stream->WritesDone();
+  std::map<std::string, int> messages, finals, errors;
+  while (stream->Read(&message)) {
+    const std::string& id = message.infer_response().id();
+    ++messages[id];
+    finals[id] += IsFinal(message);
+    errors[id] += !message.error_message().empty();
+    if (IsFinal(message) && id == "asked") {
+      EXPECT_EQ(message.infer_response().outputs_size(), 0);
+    }
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(messages, (std::map<std::string, int>{{"asked", 3}, {"silent", 2}, {"wrong", 1}}));
+  EXPECT_EQ(finals, (std::map<std::string, int>{{"asked", 1}, {"silent", 0}, {"wrong", 1}}));
+  EXPECT_EQ(errors["wrong"], 1);
+
+  grpc::ClientContext strict;
+  strict.AddMetadata("triton_grpc_error", "true");
+  auto second = stub_->ModelStreamInfer(&strict);
+  second->Write(wrong);
+  EXPECT_FALSE(second->Read(&message));
+  EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(GrpcTest, CancelOfTheCallCancelsAllItsRequests) {
+  Serve();
+  auto stream = stub_->ModelStreamInfer(&context_);
+  for (int i = 0; i < 20; ++i) stream->Write(Request("held", std::to_string(i)));
+  ASSERT_TRUE(Soon([&] { return core_.running() == 20; }));
+  context_.TryCancel();
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  ExpectNothingLeft();
+  EXPECT_EQ(core_.cancelled(), 20);
+}
+
+TEST_F(GrpcTest, ADeadlineCancels) {
+  Serve();
+  context_.set_deadline(std::chrono::system_clock::now() + 100ms);
+  auto stream = stub_->ModelStreamInfer(&context_);
+  stream->Write(Request("held", "1"));
+  ModelStreamInferResponse message;
+  EXPECT_FALSE(stream->Read(&message));
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  ExpectNothingLeft();
+}
+
+TEST_F(GrpcTest, AThousandCancelsLeaveNothing) {
+  Serve();
+  constexpr int kThreads = 4, kEach = 250;
+  std::vector<std::thread> clients;
+  for (int thread = 0; thread < kThreads; ++thread)
+    clients.emplace_back([&, thread] {
+      auto stub = NewStub();
+      for (int i = 0; i < kEach; ++i) {
+        auto chance = Philox4x32({static_cast<uint32_t>(thread), static_cast<uint32_t>(i), 0, 0}, {7, 7});
+        grpc::ClientContext context;
+        auto stream = stub->ModelStreamInfer(&context);
+        stream->Write(Request(chance[0] % 3 == 0 ? "held" : "tokens", "1", 200));
+        ModelStreamInferResponse message;
+        for (uint32_t reads = chance[1] % 20; reads > 0 && chance[0] % 3 != 0; --reads) stream->Read(&message);
+        std::this_thread::sleep_for(std::chrono::microseconds(chance[2] % 500));
+        context.TryCancel();
+        EXPECT_FALSE(stream->Finish().ok());
+      }
+    });
+  for (std::thread& client : clients) client.join();
+  ExpectNothingLeft();
+}
+
+TEST_F(GrpcTest, ASlowReaderIsBoundedAndItsRequestsAreCancelled) {
+  GrpcConfig config;
+  config.stream_buffer_bytes_max = size_t{256} << 10;
+  Serve(config);
+  auto stream = stub_->ModelStreamInfer(&context_);
+  stream->Write(Request("tokens", "flood", 100'000, 4096));
+  stream->Write(Request("held", "beside"));
+  ASSERT_TRUE(Soon([&] { return server_->stats().clients_too_slow == 1; }));
+  ASSERT_TRUE(Soon([&] { return core_.running() == 0; }));  // without a byte read by the client
+
+  grpc::ClientContext other;  // and the others go on
+  ModelInferResponse response;
+  EXPECT_TRUE(stub_->ModelInfer(&other, Request("echo", "1"), &response).ok());
+
+  ModelStreamInferResponse message;
+  while (stream->Read(&message)) EXPECT_FALSE(IsFinal(message));
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  ExpectNothingLeft();
+}
+
+TEST_F(GrpcTest, AReaderThatNeverReadsIsCutAfterTheWriteTimeout) {
+  GrpcConfig config;
+  config.stream_buffer_bytes_max = size_t{64} << 10;
+  config.write_timeout = 200ms;
+  Serve(config);
+  auto stream = stub_->ModelStreamInfer(&context_);
+  stream->Write(Request("tokens", "flood", 100'000, 4096));
+  ExpectNothingLeft();
+  EXPECT_EQ(server_->stats().clients_too_slow, 1u);
+  context_.TryCancel();
+  stream->Finish();
+}
+
+TEST_F(GrpcTest, MoreRequestsThanAStreamMayHaveWaitUnread) {
+  GrpcConfig config;
+  config.stream_requests_max = 4;
+  Serve(config);
+  auto stream = stub_->ModelStreamInfer(&context_);
+  for (int i = 0; i < 40; ++i) stream->Write(Request("tokens", std::to_string(i), 5));
+  stream->WritesDone();
+  std::set<std::string> ended;
+  ModelStreamInferResponse message;
+  while (stream->Read(&message))
+    if (IsFinal(message)) ended.insert(message.infer_response().id());
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(ended.size(), 40u);
+}
+
+TEST_F(GrpcTest, LargeMessagesPassAndTheLimitHolds) {
+  GrpcConfig config;
+  config.message_bytes_max = 32 << 20;
+  Serve(config);
+  for (auto [bytes, code] :
+       {std::pair(20 << 20, grpc::StatusCode::OK), std::pair(40 << 20, grpc::StatusCode::RESOURCE_EXHAUSTED)}) {
+    ModelInferRequest request;
+    request.set_model_name("echo");
+    auto* input = request.add_inputs();
+    input->set_name("x");
+    input->set_datatype("UINT8");
+    input->add_shape(bytes);
+    request.add_raw_input_contents(std::string(static_cast<size_t>(bytes), 'x'));
+    grpc::ClientContext context;
+    ModelInferResponse response;
+    auto status = stub_->ModelInfer(&context, request, &response);
+    EXPECT_EQ(status.error_code(), code) << status.error_message();
+    if (status.ok()) {
+      EXPECT_EQ(response.raw_output_contents(0).size(), static_cast<size_t>(bytes));
+    }
+  }
+}
+
+TEST_F(GrpcTest, PackedMessagesUnpackUpToABound) {
+  GrpcConfig config;
+  config.unpacked_bytes_max = size_t{1} << 20;
+  Serve(config);
+  for (auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+    for (auto [bytes, code] :
+         {std::pair(100'000, grpc::StatusCode::OK), std::pair(8 << 20, grpc::StatusCode::INVALID_ARGUMENT)}) {
+      ModelInferRequest request;
+      request.set_model_name("echo");
+      auto* input = request.add_inputs();
+      input->set_name("x");
+      input->set_datatype("UINT8");
+      input->add_shape(bytes);
+      request.add_raw_input_contents(std::string(static_cast<size_t>(bytes), 'x'));
+      grpc::ClientContext context;
+      context.set_compression_algorithm(algorithm);
+      ModelInferResponse response;
+      auto status = stub_->ModelInfer(&context, request, &response);
+      EXPECT_EQ(status.error_code(), code) << status.error_message();
+    }
+  }
+}
+
+TEST_F(GrpcTest, KeysGuardAllButLiveness) {
+  GrpcConfig config;
+  config.api_keys = {"secret", "other"};
+  Serve(config);
+  for (auto [value, allowed] : {std::pair<const char*, bool>{nullptr, false},
+                                {"Bearer wrong", false},
+                                {"Bearer secret", true},
+                                {"bearer other", true}}) {
+    grpc::ClientContext contexts[4];
+    if (value != nullptr)
+      for (auto& context : contexts) context.AddMetadata("authorization", value);
+    auto wanted = allowed ? grpc::StatusCode::OK : grpc::StatusCode::UNAUTHENTICATED;
+    inference::ServerMetadataResponse metadata;
+    EXPECT_EQ(stub_->ServerMetadata(&contexts[0], {}, &metadata).error_code(), wanted);
+    ModelInferResponse response;
+    EXPECT_EQ(stub_->ModelInfer(&contexts[1], Request("echo", "1"), &response).error_code(), wanted);
+    auto stream = stub_->ModelStreamInfer(&contexts[2]);
+    stream->Write(Request("tokens", "1"));
+    stream->WritesDone();
+    ModelStreamInferResponse message;
+    while (stream->Read(&message)) EXPECT_TRUE(allowed);
+    EXPECT_EQ(stream->Finish().error_code(), wanted);
+    inference::ServerLiveResponse live;
+    EXPECT_TRUE(stub_->ServerLive(&contexts[3], {}, &live).ok());
+  }
+}
+
+TEST_F(GrpcTest, HealthChecksAndWatches) {
+  Serve();
+  auto health = grpc::health::v1::Health::NewStub(NewChannel());
+  grpc::health::v1::HealthCheckRequest request;
+  grpc::health::v1::HealthCheckResponse response;
+  grpc::ClientContext first, second, third;
+  request.set_service("inference.GRPCInferenceService");
+  ASSERT_TRUE(health->Check(&first, request, &response).ok());
+  EXPECT_EQ(response.status(), grpc::health::v1::HealthCheckResponse::SERVING);
+  request.set_service("other");
+  EXPECT_EQ(health->Check(&second, request, &response).error_code(), grpc::StatusCode::NOT_FOUND);
+
+  request.clear_service();
+  auto watch = health->Watch(&third, request);
+  ASSERT_TRUE(watch->Read(&response));
+  EXPECT_EQ(response.status(), grpc::health::v1::HealthCheckResponse::SERVING);
+  core_.BeginDrain();
+  ASSERT_TRUE(watch->Read(&response));
+  EXPECT_EQ(response.status(), grpc::health::v1::HealthCheckResponse::NOT_SERVING);
+  EXPECT_TRUE(server_->Drain(20s));
+  EXPECT_FALSE(watch->Read(&response));
+  EXPECT_EQ(watch->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(GrpcTest, ADrainEndsIdleStreamsAndWaitsForRunningOnes) {
+  Serve();
+  grpc::ClientContext idle_context;
+  auto idle = stub_->ModelStreamInfer(&idle_context);
+  auto busy = stub_->ModelStreamInfer(&context_);
+  busy->Write(Request("tokens", "1", 2000));
+  ModelStreamInferResponse message;
+  ASSERT_TRUE(busy->Read(&message));
+  bool clean = false;
+  std::thread drain([&] { clean = server_->Drain(20s); });
+  int finals = 0;
+  while (busy->Read(&message)) finals += IsFinal(message);
+  EXPECT_EQ(finals, 1);
+  EXPECT_EQ(busy->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);  // ended, but not by us
+  EXPECT_FALSE(idle->Read(&message));
+  EXPECT_EQ(idle->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  drain.join();
+  EXPECT_TRUE(clean);
+}
+
+TEST_F(GrpcTest, ADrainCutsWhatDoesNotEnd) {
+  Serve();
+  auto stream = stub_->ModelStreamInfer(&context_);
+  stream->Write(Request("held", "1"));
+  ASSERT_TRUE(Soon([&] { return core_.running() == 1; }));
+  EXPECT_FALSE(server_->Drain(200ms));
+  EXPECT_FALSE(stream->Finish().ok());
+  ExpectNothingLeft();
+}
+
+TEST_F(GrpcTest, APortInUseIsAnError) {
+  Serve();
+  GrpcConfig config;
+  config.port = server_->port();
+  auto second = GrpcServer::Create(config, core_);
+  ASSERT_FALSE(second.ok());
+  EXPECT_EQ(second.error().field(), "grpc_port");
+}
+
+// A CA with a server's and a client's certificate, and another CA with a server's.
+class TlsFiles {
+ public:
+  TlsFiles() : folder_(std::filesystem::temp_directory_path() / fmt::format("ekiben_rpc_test_{}", ::getpid())) {
+    std::filesystem::create_directories(folder_);
+    for (auto [ca, names] : {std::pair("ca", std::vector{"server", "client"}), {"other", std::vector{"second"}}}) {
+      auto authority = http::testing::MakeCa(ca);
+      Write(ca, authority);
+      for (const char* name : names) Write(name, http::testing::MakeSigned(authority, name));
+    }
+  }
+  ~TlsFiles() { std::filesystem::remove_all(folder_); }
+  std::string Path(const std::string& name) const { return (folder_ / name).string(); }
+  std::string Read(const std::string& name) const { return *ReadFile(Path(name), 1 << 20); }
+  void Replace(const char* name, const char* by) const {
+    std::filesystem::rename(Path(by), Path(name));  // whole, never half-written
+  }
+
+ private:
+  void Write(const std::string& name, const http::testing::Certificate& certificate) const {
+    ASSERT_TRUE(WriteFileAtomic(Path(name + ".pem"), certificate.certificate_pem).ok());
+    ASSERT_TRUE(WriteFileAtomic(Path(name + ".key"), certificate.key_pem).ok());
+  }
+  std::filesystem::path folder_;
+};
+
+class GrpcTlsTest : public GrpcTest {
+ protected:
+  bool Answers(const std::string& ca, const std::string& client) {
+    grpc::SslCredentialsOptions options;
+    options.pem_root_certs = files_.Read(ca);
+    if (!client.empty()) {
+      options.pem_private_key = files_.Read(client + ".key");
+      options.pem_cert_chain = files_.Read(client + ".pem");
+    }
+    grpc::ChannelArguments arguments;
+    arguments.SetSslTargetNameOverride("localhost");
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    auto channel = grpc::CreateCustomChannel(fmt::format("127.0.0.1:{}", server_->port()),
+                                             grpc::SslCredentials(options), arguments);
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + 10s);
+    inference::ServerLiveResponse live;
+    return inference::GRPCInferenceService::NewStub(channel)->ServerLive(&context, {}, &live).ok() && live.live();
+  }
+  TlsFiles files_;
+};
+
+TEST_F(GrpcTlsTest, TlsWithReloadOfTheCertificate) {
+  GrpcConfig config;
+  config.tls.certfile = files_.Path("server.pem");
+  config.tls.keyfile = files_.Path("server.key");
+  config.tls_reload_period = 1s;
+  Serve(config);
+  EXPECT_TRUE(Answers("ca.pem", ""));
+  EXPECT_FALSE(Answers("other.pem", ""));
+  grpc::ClientContext context;
+  inference::ServerLiveResponse live;
+  context.set_deadline(std::chrono::system_clock::now() + 5s);
+  EXPECT_FALSE(stub_->ServerLive(&context, {}, &live).ok());  // without TLS
+  files_.Replace("server.key", "second.key");
+  files_.Replace("server.pem", "second.pem");
+  EXPECT_TRUE(Soon([&] { return Answers("other.pem", ""); }));
+}
+
+TEST_F(GrpcTlsTest, AClientCaAsksForAClientsCertificate) {
+  GrpcConfig config;
+  config.tls.certfile = files_.Path("server.pem");
+  config.tls.keyfile = files_.Path("server.key");
+  config.tls.ca_certs = files_.Path("ca.pem");
+  Serve(config);
+  EXPECT_TRUE(Answers("ca.pem", "client"));
+  EXPECT_FALSE(Answers("ca.pem", ""));
+  EXPECT_FALSE(Answers("ca.pem", "second"));
+}
+
+TEST_F(GrpcTlsTest, FilesAreCheckedBeforeTheServerStarts) {
+  GrpcConfig config;
+  config.port = 0;
+  config.tls.certfile = files_.Path("server.pem");
+  config.tls.keyfile = files_.Path("client.key");
+  EXPECT_FALSE(GrpcServer::Create(config, core_).ok());
+  config.tls.keyfile = files_.Path("none.key");
+  EXPECT_FALSE(GrpcServer::Create(config, core_).ok());
+  config.tls.keyfile = files_.Path("server.key");
+  config.tls.ca_certs = files_.Path("server.key");
+  EXPECT_FALSE(GrpcServer::Create(config, core_).ok());
+  config.tls.ca_certs.clear();
+  EXPECT_TRUE(GrpcServer::Create(config, core_).ok());
+}
+
+}  // namespace
+}  // namespace ekiben::rpc
