@@ -138,6 +138,9 @@ void AddServerReadings(Readings& out, const http::ServerStats& h) {
   counter("ekiben_http_clients_left_total", "Connections closed before their answer was finished.", h.clients_left);
   counter("ekiben_http_clients_too_slow_total", "Of these, closed for not reading.", h.clients_too_slow);
   counter("ekiben_http_bytes_sent_total", "Bytes handed to sockets.", h.bytes_sent);
+  counter("ekiben_http_sends_total", "System calls that did so.", h.sends);
+  counter("ekiben_tls_handshakes_total", "TLS connections that were agreed on.", h.tls_handshakes);
+  counter("ekiben_tls_failures_total", "TLS connections that broke, most before that.", h.tls_failures);
 }
 
 // The families of what is counted here; a series a model.

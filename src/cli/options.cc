@@ -142,6 +142,8 @@ void AddRuntimeOptions(CLI::App& app, StackOptions& o) {
   add(app.add_option("--max_queue_size", e.max_queue_size, "Waiting requests; one more is answered 429"));
   add(app.add_option("--max_queue_tokens", e.max_queue_tokens,
                      "Tokens of the waiting prompts together; more are answered 429"));
+  add(app.add_option("--fake_step_ms", o.fake_step_ms, "With --device fake: a step takes so long; 0: no time")
+          ->check(CLI::Range(0.0, 10'000.0)));
   add(app.add_option("--max_queue_delay_microseconds", e.max_queue_delay_microseconds,
                      "An idle executor waits that long for company before its first step"));
   add(app.add_option(

@@ -162,7 +162,10 @@ Result<void> Stack::OpenBackend(const EngineSource& source, const StackOptions& 
   ASSIGN_OR_RETURN(config.kv_blocks, KvBlocks(options, e, kv_dtype, executor.max_batch_size));
   config.kv_dtype = kv_dtype;
   if (source.device == "fake") {
-    backend_ = std::make_unique<FakeBackend>(FakeOptions(config, e.model.vocab_size));
+    FakeBackendOptions fake = FakeOptions(config, e.model.vocab_size);
+    fake.step_time = Nanos(static_cast<int64_t>(options.fake_step_ms * 1e6));
+    fake.real_time = options.fake_step_ms > 0;
+    backend_ = std::make_unique<FakeBackend>(fake);
     return {};
   }
   ASSIGN_OR_RETURN(model_, Model::Load(model, e.tensors, e.build.max_seq_len));

@@ -30,6 +30,7 @@ struct StackOptions {
   int64_t max_tokens_in_paged_kv_cache = 0;
   std::string kv_cache_dtype = "auto";
   bool weights_in_huge_pages = true;
+  double fake_step_ms = 0;  // of the fake device: a step takes so long; 0: no time
   int32_t preprocessing_instance_count = 1, postprocessing_instance_count = 1;
   std::string served_model_name;  // empty: the engine's
   int32_t models = 1;             // that share this machine: each has that part of cores and cache

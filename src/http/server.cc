@@ -1,6 +1,7 @@
 #include "http/server.h"
 
 #include <fmt/format.h>
+#include <pthread.h>
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -109,7 +110,10 @@ void AsioServer::Start() {
     guards_.emplace_back(io->context.get_executor());
     asio::co_spawn(
         io->context, [io, shared = shared_] { return SweepLoop(io, shared); }, asio::detached);
-    io->thread = std::thread([io] { io->context.run(); });
+    io->thread = std::thread([io] {
+      pthread_setname_np(pthread_self(), "http io");
+      io->context.run();
+    });
   }
 }
 

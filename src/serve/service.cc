@@ -1,6 +1,7 @@
 #include "serve/service.h"
 
 #include <fmt/format.h>
+#include <pthread.h>
 
 #include <mutex>
 #include <thread>
@@ -30,10 +31,21 @@ class Ensemble final : public Service {
     for (int i = 0; i < config.postprocessing_instance_count; ++i)
       postprocessors_.push_back(std::make_unique<Postprocessor>(executor, config.postprocessing_queue_max,
                                                                 [this](RequestId id) { Release(id); }));
-    for (auto& instance : postprocessors_) threads_.emplace_back([&instance] { instance->Run(); });
+    // Named, so that a profile or `top -H` says which stage a core works for.
+    for (auto& instance : postprocessors_)
+      threads_.emplace_back([&instance] {
+        pthread_setname_np(pthread_self(), "postprocessing");
+        instance->Run();
+      });
     for (int i = 0; i < config.preprocessing_instance_count; ++i)
-      threads_.emplace_back([this] { Preprocess(arrivals_); });
-    threads_.emplace_back([this] { Preprocess(grammar_arrivals_); });
+      threads_.emplace_back([this] {
+        pthread_setname_np(pthread_self(), "preprocessing");
+        Preprocess(arrivals_);
+      });
+    threads_.emplace_back([this] {
+      pthread_setname_np(pthread_self(), "grammars");
+      Preprocess(grammar_arrivals_);
+    });
   }
 
   ~Ensemble() override {
