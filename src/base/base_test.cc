@@ -104,7 +104,36 @@ TEST(ApiKeys, AnyOfSeveralAndNothingElse) {
   EXPECT_TRUE(keys.Allows("bearer beta"));
   for (const char* bad : {"", "alpha", "Bearer ", "Bearer alph", "Bearer alphaa", "Basic alpha", "Bearer  alpha"})
     EXPECT_FALSE(keys.Allows(bad)) << bad;
-  EXPECT_TRUE(ApiKeys({}).Allows(""));
+  EXPECT_TRUE(ApiKeys().Allows(""));
+  EXPECT_EQ(ApiKeys().Find(""), nullptr);
+}
+
+TEST(ApiKeys, EachHasItsOwnLimits) {
+  ApiKeys keys(std::vector<ApiKey>{{.key = "a", .name = "alice", .max_concurrency = 2},
+                                   {.key = "b", .name = "bob", .requests_per_minute = 30, .admin = true}});
+  ApiKeys copy = keys;  // of HTTP and gRPC: the same counts
+  ApiClient* alice = keys.Find("Bearer a");
+  ASSERT_NE(alice, nullptr);
+  EXPECT_EQ(alice, copy.Find("Bearer a"));
+  EXPECT_EQ(alice->name(), "alice");
+  EXPECT_FALSE(alice->admin());
+  auto first = alice->Admit(Nanos(0)), second = alice->Admit(Nanos(0)), third = alice->Admit(Nanos(0));
+  EXPECT_TRUE(first.turn && second.turn);
+  EXPECT_EQ(third.turn, nullptr);
+  EXPECT_EQ(third.refusal, "max_concurrency: 2 requests of this key are running already");
+  EXPECT_EQ(third.retry_after_s, 1);
+  first.turn.reset();
+  EXPECT_TRUE(alice->Admit(Nanos(0)).turn);
+  EXPECT_EQ(alice->running(), 1);  // the last one's turn is dropped already
+
+  ApiClient* bob = keys.Find("Bearer b");
+  EXPECT_TRUE(bob->admin());
+  for (int i = 0; i < 30; ++i) EXPECT_TRUE(bob->Admit(std::chrono::hours(9)).turn) << i;
+  auto over = bob->Admit(std::chrono::hours(9));
+  EXPECT_EQ(over.turn, nullptr);
+  EXPECT_EQ(over.retry_after_s, 2);
+  EXPECT_EQ(bob->Admit(std::chrono::hours(9) + std::chrono::milliseconds(1900)).turn, nullptr);
+  EXPECT_TRUE(bob->Admit(std::chrono::hours(9) + std::chrono::milliseconds(2100)).turn);
 }
 
 TEST(BoundedQueue, FullIsAnAnswerAndCloseWakesWaiters) {
