@@ -2,15 +2,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <functional>
 #include <iterator>
 #include <thread>
 
 #include "api/app_context.h"
+#include "api/json_text.h"
 #include "api/tool_calls.h"
-#include "base/api_keys.h"
+#include "api/turn_writer.h"
 #include "base/bounded_queue.h"
 #include "base/log.h"
+#include "http/content_coding.h"
 
 namespace ekiben::api {
 namespace {
@@ -18,7 +21,7 @@ namespace {
 class Router final : public App {
  public:
   Router(serve::ModelRegistry& models, http::Server& server, const Clock& clock, AppConfig config)
-      : context_(models, server, clock, std::move(config)), keys_(context_.config.api_keys) {
+      : context_(models, server, clock, std::move(config)) {
     for (auto surface : {OpenAiRoutes, BentoRoutes, TextRoutes, StatusRoutes}) {
       std::vector<Route> routes = surface(context_);
       std::move(routes.begin(), routes.end(), std::back_inserter(routes_));
@@ -40,6 +43,7 @@ class Router final : public App {
  private:
   static constexpr size_t kSmallBodyBytes = size_t{64} << 10;  // parsed in well under a millisecond
   static constexpr size_t kJobsMax = 64;
+  static constexpr size_t kLoggedBodyBytes = 4096;
 
   // Of a path: the route for the method, or what other methods it has.
   struct Found {
@@ -47,10 +51,11 @@ class Router final : public App {
     std::string allow;  // empty: no such path
   };
   Found Find(const http::Request& request) const;
+  void HandleKnown(const Route& route, http::Request request, Writer writer);
   void Run(const Route& route, http::Request request, const Writer& writer);
+  void Serve(const Route& route, http::Request& request, const Writer& writer) const;
 
   AppContext context_;
-  const ApiKeys keys_;
   std::vector<Route> routes_;
   BoundedQueue<std::function<void()>> jobs_{kJobsMax};
   std::thread worker_;
@@ -81,27 +86,53 @@ void Router::Handle(http::Request request, const Writer& writer) {
   Found found = Find(request);
   if (found.route == nullptr && found.allow.empty())
     return SendAnswer(writer, StatusAnswer(family, 404, fmt::format("no such route: {}", request.path)));
+  // What a path offers is no secret; browsers and proxies ask without a key.
+  if (request.method == "OPTIONS" && !found.allow.empty())
+    return writer->Send(204, {{"allow", found.allow + ", OPTIONS"}}, "");
   if (found.route == nullptr) {
     Answer answer =
         StatusAnswer(family, 405, fmt::format("{}: {} is wanted, not {}", request.path, found.allow, request.method));
     answer.headers.emplace_back("allow", found.allow);
     return SendAnswer(writer, answer);
   }
-  const Route& route = *found.route;
+  HandleKnown(*found.route, std::move(request), writer);
+}
+
+void Router::HandleKnown(const Route& route, http::Request request, Writer writer) {
+  PathFamily family = FamilyOf(request.path);
+  const AppConfig& config = context_.config;
   // The key is checked on the very route that is about to run: no second reading of the path can disagree.
-  if (!route.open && !keys_.Allows(request.Header("authorization")))
+  ApiClient* client = config.api_keys.Find(request.Header("authorization"));
+  if (!route.open && config.api_keys.required() && client == nullptr)
     return SendAnswer(writer, StatusAnswer(family, 401, "authorization: a valid API key is wanted as 'Bearer KEY'"));
+  if (route.admin && !config.admin_routes && (client == nullptr || !client->admin()))
+    return SendAnswer(writer, StatusAnswer(family, 403,
+                                           fmt::format("{}: wants the key of an admin; without one, start the server "
+                                                       "with --enable_admin_routes",
+                                                       request.path)));
   if (!route.open && context_.draining)
     return SendAnswer(writer, ErrorAnswer(family, Error(Code::kUnavailable, "the server is shutting down")));
+  if (!route.open && client != nullptr && request.method == "POST") {
+    ApiClient::Admission admission = client->Admit(context_.clock.Now());
+    if (admission.turn == nullptr) {
+      Answer answer = StatusAnswer(family, 429, admission.refusal + "; try again later");
+      for (auto& [name, value] : answer.headers)
+        if (name == "retry-after") value = std::to_string(admission.retry_after_s);
+      context_.metrics.RequestRefused(Code::kOverloaded);
+      return SendAnswer(writer, answer);
+    }
+    writer = std::make_shared<TurnWriter>(std::move(writer), std::move(admission.turn));
+  }
   Run(route, std::move(request), writer);
 }
 
 void Router::Run(const Route& route, http::Request request, const Writer& writer) {
-  if (!route.slow && request.body.size() <= kSmallBodyBytes) return route.answer(request, writer);
+  bool coded = !request.Header("content-encoding").empty();
+  if (!route.slow && !coded && request.body.size() <= kSmallBodyBytes) return Serve(route, request, writer);
   PathFamily family = FamilyOf(request.path);
-  auto job = [&route, request = std::make_shared<http::Request>(std::move(request)), writer, family] {
+  auto job = [this, &route, request = std::make_shared<http::Request>(std::move(request)), writer, family] {
     try {
-      route.answer(*request, writer);
+      Serve(route, *request, writer);
     } catch (const std::exception& e) {  // a library ran out of memory: this request fails, the server goes on
       LOG_ERROR("{}: {}", route.path, e.what());
       SendAnswer(writer, ErrorAnswer(family, Error(Code::kInternal, "the request could not be handled")));
@@ -111,6 +142,31 @@ void Router::Run(const Route& route, http::Request request, const Writer& writer
   SendAnswer(writer, ErrorAnswer(family, Error(Code::kOverloaded, fmt::format("{} large requests are being read "
                                                                               "already; try again",
                                                                               kJobsMax))));
+}
+
+// The surfaces see bodies as they were before a client compressed them.
+void Router::Serve(const Route& route, http::Request& request, const Writer& writer) const {
+  PathFamily family = FamilyOf(request.path);
+  if (!request.Header("content-encoding").empty()) {
+    auto refuse = [&](const Error& error, int status) {
+      Answer answer = ErrorAnswer(family, error);
+      answer.status = status;
+      SendAnswer(writer, answer);
+    };
+    auto coding = http::ParseContentCoding(request.Header("content-encoding"));
+    if (!coding.ok()) return refuse(coding.error(), 415);
+    auto body = http::DecodeContent(*coding, request.body, {.bytes_max = context_.config.body_bytes_max});
+    if (!body.ok()) return refuse(body.error(), body.error().field() == "body" ? 413 : 400);
+    request.body = *std::move(body);
+    std::erase_if(request.headers,
+                  [](const auto& field) { return http::EqualsIgnoreCase(field.first, "content-encoding"); });
+  }
+  if (context_.config.log_requests) {
+    std::string body;
+    AppendJsonString(body, ReplaceInvalidUtf8(std::string_view(request.body).substr(0, kLoggedBodyBytes)));
+    LOG_INFO("{} {} from {}: {} bytes {}", request.method, request.path, request.peer, request.body.size(), body);
+  }
+  route.answer(request, writer);
 }
 
 bool Router::Drain(Nanos timeout) {
@@ -136,8 +192,8 @@ Result<std::unique_ptr<App>> CreateApp(serve::ModelRegistry& models, http::Serve
                  fmt::format("tool_call_parser: '{}' is not one of auto, hermes, llama3_json, mistral, none",
                              config.tool_call_parser),
                  "tool_call_parser");
-  for (const std::string& key : config.api_keys)
-    if (key.empty()) return Error(Code::kInvalid, "api_keys: an empty key would let everyone in", "api_keys");
+  if (config.api_keys.Find("Bearer ") != nullptr)
+    return Error(Code::kInvalid, "api_keys: an empty key would let everyone in", "api_keys");
   auto app = std::make_unique<Router>(models, server, clock, std::move(config));
   server.SetHandler([router = app.get()](http::Request request, const Writer& writer) {
     router->Handle(std::move(request), writer);

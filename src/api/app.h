@@ -9,6 +9,7 @@
 
 #include "api/bento_request.h"
 #include "api/openai_request.h"
+#include "base/api_keys.h"
 #include "base/clock.h"
 #include "base/result.h"
 #include "http/server.h"
@@ -19,8 +20,10 @@ namespace ekiben::api {
 struct AppConfig {
   std::string service_name = "ekiben";  // "server: BentoML Service/<name>" on /generate
   std::string version = "0.1.0";
-  std::vector<std::string> api_keys;  // empty: open
-  std::string_view web_page;          // served at "/"; static storage; empty: 404
+  ApiKeys api_keys;           // none: open
+  bool admin_routes = false;  // for everyone who may pass; else only for keys that are an admin's
+  bool log_requests = false;  // with their bodies, so with prompts
+  std::string_view web_page;  // served at "/"; static storage; empty: 404
   size_t body_bytes_max = size_t{16} << 20;
   int32_t max_concurrency = 0;  // traffic.max_concurrency: generating calls at once, then 429; 0: no limit
   Nanos first_byte_timeout{};   // traffic.timeout: to the first byte of the answer, then 504; 0: none

@@ -24,11 +24,6 @@ Result<json::object> ReadJsonBody(const AppContext& context, const http::Request
     return Error(Code::kUnsupported,
                  fmt::format("content-type: '{}' is not read here; send application/json", media.substr(0, 100)),
                  "content-type");
-  std::string_view coding = request.Header("content-encoding");
-  if (!coding.empty() && !http::EqualsIgnoreCase(coding, "identity"))
-    return Error(Code::kUnsupported,
-                 fmt::format("content-encoding: '{}' is not read here; send the body as it is", coding.substr(0, 100)),
-                 "content-encoding");
   return ParseBody(request.body, context.config.body_bytes_max);
 }
 

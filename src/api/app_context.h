@@ -41,6 +41,7 @@ struct Route {
   std::string_view method;  // GET also serves HEAD; "*": every method, the function words a wrong one
   std::function<void(const http::Request&, const Writer&)> answer;
   bool open = false;    // needs no API key, is served while draining
+  bool admin = false;   // changes the server (load, unload, trace): see AppConfig::admin_routes
   bool prefix = false;  // every longer path that begins so, where no route has the path itself
   bool slow = false;    // may take long for a large body: never on an I/O thread, which carries other people's streams
 };

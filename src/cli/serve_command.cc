@@ -6,8 +6,10 @@
 #include <CLI/Config.hpp>
 
 #include "api/app.h"
+#include "base/api_keys.h"
 #include "base/human.h"
 #include "base/log.h"
+#include "cli/api_key_file.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/stack.h"
@@ -24,6 +26,8 @@ struct ServeOptions {
   std::vector<std::string> models;  // NAME=ENGINE
   http::ServerConfig http;
   std::vector<std::string> api_keys;
+  std::string api_key_file;
+  bool admin_routes = false, log_requests = false;
   std::string tool_call_parser = "auto";
   double traffic_timeout_s = 60, drain_timeout_s = 30;
   int32_t max_concurrency = 0, port = 3000, max_connections = 4096;
@@ -106,6 +110,15 @@ bool HaveFault(const serve::ModelRegistry& models) {
   return false;
 }
 
+Result<ApiKeys> ReadApiKeys(const ServeOptions& options) {
+  std::vector<ApiKey> keys;
+  if (!options.api_key_file.empty()) {
+    ASSIGN_OR_RETURN(keys, ReadApiKeyFile(options.api_key_file));
+  }
+  for (const std::string& key : options.api_keys) keys.push_back({.key = key});
+  return ApiKeys(std::move(keys));
+}
+
 Result<int> Run(const ServeOptions& options) {
   const Clock& clock = SystemClock::Get();
   Nanos begin = clock.Now();
@@ -114,11 +127,14 @@ Result<int> Run(const ServeOptions& options) {
   std::signal(SIGPIPE, SIG_IGN);
   ASSIGN_OR_RETURN(auto server, http::Server::Create(options.http));
   ASSIGN_OR_RETURN(auto models, OpenModels(options));
-  if (options.http.host != "127.0.0.1" && options.http.host != "localhost" && options.api_keys.empty())
+  api::AppConfig config;
+  ASSIGN_OR_RETURN(config.api_keys, ReadApiKeys(options));
+  bool wide = options.http.host != "127.0.0.1" && options.http.host != "localhost";
+  if (wide && !config.api_keys.required() && options.http.tls.ca_certs.empty())
     LOG_WARNING("listening on {} without --api_key: everyone who reaches this port can use the model",
                 options.http.host);
-  api::AppConfig config;
-  config.api_keys = options.api_keys;
+  config.admin_routes = options.admin_routes;
+  config.log_requests = options.log_requests;
   config.tool_call_parser = options.tool_call_parser;
   config.web_page = kWebPage;
   config.max_concurrency = options.max_concurrency;
@@ -160,6 +176,18 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
   add(command->add_option("--max_connections", options->max_connections, "Open connections; one more is refused")
           ->check(CLI::Range(1, 1 << 20)));
   command->add_option("--api_key", options->api_keys, "Accepted bearer token; repeatable; none: open to all")
+      ->group(kGroup);
+  command
+      ->add_option(
+          "--api_key_file", options->api_key_file,
+          "YAML list of {name, key, max_concurrency, requests_per_minute, admin}: keys with limits of their own")
+      ->group(kGroup);
+  command
+      ->add_flag(
+          "--enable_admin_routes", options->admin_routes,
+          "Let everyone who may ask also load and unload models and change tracing; else only keys with admin: true")
+      ->group(kGroup);
+  command->add_flag("--log_requests", options->log_requests, "Log each request with its body, so with prompts")
       ->group(kGroup);
   command
       ->add_option("--ssl_certfile", options->http.tls.certfile,
