@@ -27,7 +27,7 @@ Result<std::string> JoinParts(const std::string& field, const json::array& parts
     if (!parts[i].is_object()) return Invalid(at, fmt::format("an object is wanted, got {}", KindName(parts[i])));
     const json::object& part = parts[i].get_object();
     ASSIGN_OR_RETURN(auto type, GetString(part, "type"));
-    if (type.value_or("text") != "text" && *type != "input_text")
+    if (type.value_or("text") != "text" && *type != "input_text" && *type != "output_text")
       return Unsupported(at + ".type", fmt::format("'{}' is not offered; only 'text' is", *type));
     ASSIGN_OR_RETURN(auto text, GetString(part, "text"));
     if (!text) return Invalid(at + ".text", "missing");

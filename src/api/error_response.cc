@@ -38,7 +38,8 @@ Answer BentoError(int status, std::string_view message) {
 }  // namespace
 
 PathFamily FamilyOf(std::string_view path) {
-  bool open_ai = path.starts_with("/v1/") || path == "/v1" || path == "/tokenize" || path == "/detokenize";
+  bool open_ai = path.starts_with("/v1/") || path == "/v1" || path == "/tokenize" || path == "/detokenize" ||
+                 path == "/tokenizer_info";
   return open_ai ? PathFamily::kOpenAi : PathFamily::kBento;
 }
 

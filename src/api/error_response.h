@@ -1,5 +1,5 @@
 // The one table from errors to HTTP: status by code, body by path family.
-//   OpenAI (/v1/*, /tokenize, /detokenize): {"error":{"message","type","param","code"}}, all four keys always there.
+//   OpenAI (/v1/*, /tokenize, /detokenize, /tokenizer_info): {"error":{"message","type","param","code"}}, all four keys always there.
 //   BentoML (/generate): {"error": "..."}; a client's fault is an array of that, as BentoML sends it; what never
 //   reached the API (no route, wrong method) is plain text.
 // Thread: pure functions.

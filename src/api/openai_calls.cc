@@ -44,17 +44,6 @@ Shape ShapeOf(const CompletionRequest& request, const text::Tokenizer& tokenizer
   return shape;
 }
 
-// The model's own format where it is free to call, ours where a grammar makes it.
-ToolCallFormat FormatOf(ToolChoice::Kind choice, ToolCallFormat of_model) {
-  switch (choice) {
-    case ToolChoice::Kind::kNone: return ToolCallFormat::kText;
-    case ToolChoice::Kind::kAuto: return of_model;
-    case ToolChoice::Kind::kRequired: return ToolCallFormat::kCallArray;
-    case ToolChoice::Kind::kNamed: return ToolCallFormat::kArguments;
-  }
-  return ToolCallFormat::kText;
-}
-
 class OpenAiCall : public CompletionCall {
  public:
   OpenAiCall(const CallContext& context, std::shared_ptr<http::ResponseWriter> writer, const CompletionRequest& request,
@@ -64,7 +53,7 @@ class OpenAiCall : public CompletionCall {
         info_(std::move(info)) {
     size_t count = 0;
     for (const auto& prompt : request.prompts) count += static_cast<size_t>(prompt.n);
-    ToolCallFormat format = FormatOf(shape_.tool_choice, info_.tool_calls);
+    ToolCallFormat format = ToolCallFormatFor(shape_.tool_choice, info_.tool_calls);
     if (format != ToolCallFormat::kText) parsers_.assign(count, ToolCallParser(format, shape_.tool_name));
   }
 
@@ -134,18 +123,6 @@ class OpenAiCall : public CompletionCall {
     out.append(",\"model\":");
     AppendJsonString(out, info_.model);
     out.append(",\"choices\":[");
-  }
-
-  http::Headers HeadersWith(const char* content_type) const {
-    http::Headers headers = {{"content-type", content_type}, {"x-request-id", info_.request_id}};
-    headers.insert(headers.end(), info_.headers.begin(), info_.headers.end());
-    return headers;
-  }
-
-  void SendError(const Error& error) {
-    Answer answer = ErrorAnswer(PathFamily::kOpenAi, error);
-    answer.headers.emplace_back("x-request-id", info_.request_id);
-    writer_->Send(answer.status, answer.headers, answer.body);
   }
 
   const Shape shape_;
@@ -235,7 +212,7 @@ class WholeCall final : public OpenAiCall {
       AppendPromptLogprobs(out, tokenizer(), ScoredPrompt(prompts_[0]), shape_.prompt_logprobs);
     }
     out.push_back('}');
-    writer_->Send(200, HeadersWith("application/json"), out);
+    writer_->Send(200, HeadersOf(info_, "application/json"), out);
   }
 
   static void AppendMessage(std::string& out, const Choice& choice) {
@@ -298,7 +275,7 @@ class WholeCall final : public OpenAiCall {
     }
   }
 
-  void Broken(const Error& error) override { SendError(error); }
+  void Broken(const Error& error) override { SendCallError(*writer_, info_, error); }
 
   std::vector<Choice> choices_;
 };
@@ -322,7 +299,7 @@ class StreamCall final : public OpenAiCall {
   void PromptKnown(Prompt& prompt) override {
     if (!started_) {
       started_ = true;
-      http::Headers headers = HeadersWith("text/event-stream; charset=utf-8");
+      http::Headers headers = HeadersOf(info_, "text/event-stream; charset=utf-8");
       headers.emplace_back("cache-control", "no-cache");
       writer_->Start(200, headers);
     }
@@ -456,7 +433,7 @@ class StreamCall final : public OpenAiCall {
   }
 
   void Broken(const Error& error) override {
-    if (!started_) return SendError(error);
+    if (!started_) return SendCallError(*writer_, info_, error);
     writer_->Write("data: " + OpenAiErrorJson(error) + "\n\n");
     writer_->Write("data: [DONE]\n\n");
     writer_->Finish();
@@ -467,6 +444,28 @@ class StreamCall final : public OpenAiCall {
 };
 
 }  // namespace
+
+ToolCallFormat ToolCallFormatFor(ToolChoice::Kind choice, ToolCallFormat of_model) {
+  switch (choice) {
+    case ToolChoice::Kind::kNone: return ToolCallFormat::kText;
+    case ToolChoice::Kind::kAuto: return of_model;
+    case ToolChoice::Kind::kRequired: return ToolCallFormat::kCallArray;
+    case ToolChoice::Kind::kNamed: return ToolCallFormat::kArguments;
+  }
+  return ToolCallFormat::kText;
+}
+
+http::Headers HeadersOf(const OpenAiCallInfo& info, const char* content_type) {
+  http::Headers headers = {{"content-type", content_type}, {"x-request-id", info.request_id}};
+  headers.insert(headers.end(), info.headers.begin(), info.headers.end());
+  return headers;
+}
+
+void SendCallError(http::ResponseWriter& writer, const OpenAiCallInfo& info, const Error& error) {
+  Answer answer = ErrorAnswer(PathFamily::kOpenAi, error);
+  answer.headers.emplace_back("x-request-id", info.request_id);
+  writer.Send(answer.status, answer.headers, answer.body);
+}
 
 void ShowToolCallTokens(CompletionRequest& request, ToolCallFormat format) {
   if (request.tools.kind != ToolChoice::Kind::kAuto) return;

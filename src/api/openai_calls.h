@@ -20,6 +20,11 @@ struct OpenAiCallInfo {
   ToolCallFormat tool_calls = ToolCallFormat::kHermes;  // how this model writes them
 };
 
+http::Headers HeadersOf(const OpenAiCallInfo& info, const char* content_type);
+void SendCallError(http::ResponseWriter& writer, const OpenAiCallInfo& info, const Error& error);
+
+// The model's own format where it is free to call, ours where a grammar makes it.
+ToolCallFormat ToolCallFormatFor(ToolChoice::Kind choice, ToolCallFormat of_model);
 // Some models mark their calls with special tokens, which the text must then show.
 void ShowToolCallTokens(CompletionRequest& request, ToolCallFormat format);
 

@@ -225,42 +225,41 @@ Result<void> ParseChatLogprobs(const json::object& body, int32_t& out) {
   return {};
 }
 
-Result<std::vector<std::variant<std::string, std::vector<TokenId>, serve::ChatInput>>> ParsePrompts(
-    const json::object& body, const OpenAiLimits& limits) {
-  std::vector<std::variant<std::string, std::vector<TokenId>, serve::ChatInput>> out;
-  const json::value* prompt = body.if_contains("prompt");
-  if (prompt == nullptr || prompt->is_null()) return Invalid("prompt", "missing");
+}  // namespace
+
+Result<std::vector<PromptInput>> ParsePrompts(const json::object& body, const char* key, const OpenAiLimits& limits) {
+  std::vector<PromptInput> out;
+  const json::value* prompt = body.if_contains(key);
+  if (prompt == nullptr || prompt->is_null()) return Invalid(key, "missing");
   if (prompt->is_string()) {
     out.emplace_back(std::string(prompt->get_string()));
     return out;
   }
   if (!prompt->is_array())
-    return Invalid("prompt", fmt::format("a string, an array of strings, token ids or an array of them is wanted, "
-                                         "got {}",
-                                         KindName(*prompt)));
+    return Invalid(key, fmt::format("a string, an array of strings, token ids or an array of them is wanted, "
+                                    "got {}",
+                                    KindName(*prompt)));
   const json::array& array = prompt->get_array();
-  if (array.empty()) return Invalid("prompt", "an empty array");
+  if (array.empty()) return Invalid(key, "an empty array");
   if (array[0].is_number()) {
-    ASSIGN_OR_RETURN(auto ids, TokenIds("prompt", array, limits.token_ids_max));
+    ASSIGN_OR_RETURN(auto ids, TokenIds(key, array, limits.token_ids_max));
     out.emplace_back(std::move(ids));
     return out;
   }
   if (array.size() > limits.prompts_max)
-    return Invalid("prompt", fmt::format("{} prompts, the limit is {}", array.size(), limits.prompts_max));
+    return Invalid(key, fmt::format("{} prompts, the limit is {}", array.size(), limits.prompts_max));
   for (const json::value& item : array) {
     if (item.is_string()) {
       out.emplace_back(std::string(item.get_string()));
     } else if (item.is_array()) {
-      ASSIGN_OR_RETURN(auto ids, TokenIds("prompt", item.get_array(), limits.token_ids_max));
+      ASSIGN_OR_RETURN(auto ids, TokenIds(key, item.get_array(), limits.token_ids_max));
       out.emplace_back(std::move(ids));
     } else {
-      return Invalid("prompt", fmt::format("strings or arrays of token ids are wanted, got {}", KindName(item)));
+      return Invalid(key, fmt::format("strings or arrays of token ids are wanted, got {}", KindName(item)));
     }
   }
   return out;
 }
-
-}  // namespace
 
 Result<json::object> ParseBody(std::string_view body, size_t bytes_max) {
   if (body.empty()) return Error(Code::kInvalid, "body: empty; a JSON object is wanted");
@@ -307,7 +306,7 @@ Result<CompletionRequest> ParseCompletionRequest(const json::object& body, uint6
   if (request.max_tokens == 0 && !out.echo)
     return Invalid("max_tokens", "0 produces nothing; send at least 1, or \"echo\": true to score the prompt");
   if (request.max_tokens == 0) request.sampling.min_tokens = 0;
-  ASSIGN_OR_RETURN(auto prompts, ParsePrompts(body, limits));
+  ASSIGN_OR_RETURN(auto prompts, ParsePrompts(body, "prompt", limits));
   if (prompts.size() * static_cast<size_t>(out.best_of) > limits.sequences_max)
     return Invalid("n", fmt::format("{} with {} prompts is over the limit of {} sequences", out.best_of, prompts.size(),
                                     limits.sequences_max));

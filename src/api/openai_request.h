@@ -46,6 +46,10 @@ Result<CompletionRequest> ParseChatRequest(const json::object& body, uint64_t se
 Result<CompletionRequest> ParseCompletionRequest(const json::object& body, uint64_t seed_if_absent,
                                                  const OpenAiLimits& limits = {});
 
+using PromptInput = decltype(serve::TextRequest::input);
+// A string, an array of strings, token ids, or an array of these, under `key`.
+Result<std::vector<PromptInput>> ParsePrompts(const json::object& body, const char* key, const OpenAiLimits& limits);
+
 struct TokenizeRequest {
   std::string model;
   serve::TextRequest input;

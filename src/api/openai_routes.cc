@@ -6,6 +6,8 @@
 #include "api/app_context.h"
 #include "api/json_text.h"
 #include "api/openai_calls.h"
+#include "api/openai_embeddings.h"
+#include "api/openai_responses.h"
 #include "serve/service.h"
 #include "text/tokenizer.h"
 
@@ -23,6 +25,8 @@ class OpenAi {
   explicit OpenAi(AppContext& context) : context_(context) {}
 
   void Complete(const http::Request& request, const Writer& writer, bool chat) const;
+  void Embed(const http::Request& request, const Writer& writer) const;
+  void Respond(const http::Request& request, const Writer& writer) const;
   void Models(const Writer& writer) const;
   void Model(const http::Request& request, const Writer& writer) const;
 
@@ -32,13 +36,17 @@ class OpenAi {
     std::shared_ptr<serve::ServedModel> model;
   };
   Result<Parsed> Parse(const http::Request& request, bool chat) const;
+  Result<json::object> ReadBody(const http::Request& request) const;
+  void Refuse(const Writer& writer, const OpenAiCallInfo& info, const Error& error) const;
+  // What every answer says of itself.
+  void Describe(OpenAiCallInfo& info, const serve::ServedModel& model, const std::string& asked) const;
+  ToolCallFormat ToolCallsOf(serve::ServedModel& model) const;
 
   AppContext& context_;
 };
 
 Result<OpenAi::Parsed> OpenAi::Parse(const http::Request& request, bool chat) const {
-  RETURN_IF_ERROR(CheckRoom(context_));
-  ASSIGN_OR_RETURN(json::object body, ReadJsonBody(context_, request));
+  ASSIGN_OR_RETURN(json::object body, ReadBody(request));
   uint64_t seed = context_.ids.NextSeed();
   const OpenAiLimits& limits = context_.config.limits;
   Parsed out;
@@ -48,31 +56,86 @@ Result<OpenAi::Parsed> OpenAi::Parse(const http::Request& request, bool chat) co
   return out;
 }
 
+Result<json::object> OpenAi::ReadBody(const http::Request& request) const {
+  RETURN_IF_ERROR(CheckRoom(context_));
+  return ReadJsonBody(context_, request);
+}
+
+void OpenAi::Refuse(const Writer& writer, const OpenAiCallInfo& info, const Error& error) const {
+  Answer answer = ErrorAnswer(PathFamily::kOpenAi, error);
+  if (error.field().starts_with("content-")) answer.status = 415;
+  answer.headers.emplace_back("x-request-id", info.request_id);
+  context_.metrics.RequestRefused(error.code());
+  SendAnswer(writer, answer);
+}
+
+void OpenAi::Describe(OpenAiCallInfo& info, const serve::ServedModel& model, const std::string& asked) const {
+  info.model = asked.empty() ? model.name() : asked;
+  info.created = WallSeconds(context_.clock.WallNow());
+  info.ids = &context_.ids;
+}
+
+ToolCallFormat OpenAi::ToolCallsOf(serve::ServedModel& model) const {
+  return ToolCallFormatOf(context_.config.tool_call_parser, model.service().tokenizer().spec().chat_template)
+      .value_or(ToolCallFormat::kHermes);
+}
+
 void OpenAi::Complete(const http::Request& request, const Writer& writer, bool chat) const {
   OpenAiCallInfo info;
   info.request_id = RequestIdOf(context_, request);
   auto parsed = Parse(request, chat);
-  if (!parsed.ok()) {
-    const Error& error = parsed.error();
-    Answer answer = ErrorAnswer(PathFamily::kOpenAi, error);
-    if (error.field().starts_with("content-")) answer.status = 415;
-    answer.headers.emplace_back("x-request-id", info.request_id);
-    context_.metrics.RequestRefused(error.code());
-    return SendAnswer(writer, answer);
-  }
+  if (!parsed.ok()) return Refuse(writer, info, parsed.error());
   CompletionRequest& wanted = parsed->request;
   const std::string& id = IsRequestId(wanted.request_id) ? wanted.request_id : info.request_id;
   info.id = (chat ? "chatcmpl-" : "cmpl-") + id;
-  info.model = wanted.model.empty() ? parsed->model->name() : wanted.model;
-  info.created = WallSeconds(context_.clock.WallNow());
-  info.ids = &context_.ids;
-  info.tool_calls =
-      ToolCallFormatOf(context_.config.tool_call_parser, parsed->model->service().tokenizer().spec().chat_template)
-          .value_or(ToolCallFormat::kHermes);
+  Describe(info, *parsed->model, wanted.model);
+  info.tool_calls = ToolCallsOf(*parsed->model);
   ShowToolCallTokens(wanted, info.tool_calls);
   auto call = MakeOpenAiCall(ContextOf(context_, std::move(parsed->model)), writer, wanted, std::move(info));
   for (serve::TextRequest& prompt : wanted.prompts) AddLimits(context_, prompt);
   call->Begin(std::move(wanted.prompts), context_.config.first_byte_timeout);
+}
+
+void OpenAi::Embed(const http::Request& request, const Writer& writer) const {
+  OpenAiCallInfo info;
+  info.request_id = RequestIdOf(context_, request);
+  std::shared_ptr<serve::ServedModel> model;
+  auto parsed = [&]() -> Result<EmbeddingsRequest> {
+    ASSIGN_OR_RETURN(json::object body, ReadBody(request));
+    ASSIGN_OR_RETURN(EmbeddingsRequest out, ParseEmbeddingsRequest(body, context_.config.limits));
+    ASSIGN_OR_RETURN(model, FindModel(context_, out.model));
+    int32_t width = model->facts().hidden_size;
+    if (width > 0 && out.dimensions > width)
+      return Error(Code::kInvalid, fmt::format("dimensions: {} is outside [1, {}]", out.dimensions, width),
+                   "dimensions");
+    return out;
+  }();
+  if (!parsed.ok()) return Refuse(writer, info, parsed.error());
+  Describe(info, *model, parsed->model);
+  auto call = MakeEmbeddingsCall(ContextOf(context_, std::move(model)), writer, *parsed, std::move(info));
+  for (serve::TextRequest& input : parsed->inputs) AddLimits(context_, input);
+  call->Begin(std::move(parsed->inputs), context_.config.first_byte_timeout);
+}
+
+void OpenAi::Respond(const http::Request& request, const Writer& writer) const {
+  OpenAiCallInfo info;
+  info.request_id = RequestIdOf(context_, request);
+  std::shared_ptr<serve::ServedModel> model;
+  auto parsed = [&]() -> Result<ResponsesRequest> {
+    ASSIGN_OR_RETURN(json::object body, ReadBody(request));
+    ASSIGN_OR_RETURN(ResponsesRequest out,
+                     ParseResponsesRequest(body, context_.ids.NextSeed(), context_.config.limits));
+    ASSIGN_OR_RETURN(model, FindModel(context_, out.chat.model));
+    return out;
+  }();
+  if (!parsed.ok()) return Refuse(writer, info, parsed.error());
+  info.id = "resp_" + context_.ids.NextHex(32);
+  Describe(info, *model, parsed->chat.model);
+  info.tool_calls = ToolCallsOf(*model);
+  ShowToolCallTokens(parsed->chat, info.tool_calls);
+  auto call = MakeResponsesCall(ContextOf(context_, std::move(model)), writer, *parsed, std::move(info));
+  for (serve::TextRequest& prompt : parsed->chat.prompts) AddLimits(context_, prompt);
+  call->Begin(std::move(parsed->chat.prompts), context_.config.first_byte_timeout);
 }
 
 std::string ModelCard(serve::ServedModel& model, const std::string& name) {
@@ -116,6 +179,10 @@ std::vector<Route> OpenAiRoutes(AppContext& context) {
   return {
       {"/v1/chat/completions", "POST", completions(true)},
       {"/v1/completions", "POST", completions(false)},
+      {"/v1/embeddings", "POST",
+       [surface](const http::Request& request, const Writer& writer) { surface->Embed(request, writer); }},
+      {"/v1/responses", "POST",
+       [surface](const http::Request& request, const Writer& writer) { surface->Respond(request, writer); }},
       {"/v1/models", "GET", [surface](const http::Request&, const Writer& writer) { surface->Models(writer); }},
       {.path = std::string(kModels),
        .method = "GET",

@@ -45,6 +45,40 @@ Result<std::string> Detokenize(const AppContext& context, const http::Request& r
   return out + "}";
 }
 
+// Added tokens have their text in the specification only.
+std::string TextOf(const text::Tokenizer& tokenizer, TokenId id) {
+  for (const text::AddedToken& token : tokenizer.spec().added)
+    if (token.id == id) return token.content;
+  return std::string(tokenizer.Bytes(id));
+}
+
+// What lm-eval asks before it sends texts as tokens.
+std::string TokenizerInfo(const text::Tokenizer& tokenizer, const std::string& model, int32_t max_model_len) {
+  const text::TokenizerSpec& spec = tokenizer.spec();
+  json::object out = {{"model", model},
+                      {"tokenizer_class", "ekiben"},
+                      {"vocab_size", tokenizer.vocab_size()},
+                      {"model_max_length", max_model_len},
+                      {"add_bos_token", spec.add_bos},
+                      {"add_eos_token", spec.add_eos},
+                      {"chat_template", spec.chat_template}};
+  auto name = [&](const char* key, TokenId id) {
+    out[key] = id < 0 ? json::value(nullptr) : json::value(ReplaceInvalidUtf8(TextOf(tokenizer, id)));
+  };
+  name("bos_token", spec.bos);
+  name("eos_token", spec.eos);
+  name("unk_token", spec.unk);
+  name("pad_token", spec.pad);
+  return json::serialize(out);
+}
+
+void AnswerTokenizerInfo(const AppContext& context, const Writer& writer) {
+  auto model = FindModel(context, "");
+  if (!model.ok()) return SendAnswer(writer, ErrorAnswer(PathFamily::kOpenAi, model.error()));
+  serve::Service& service = (*model)->service();
+  SendAnswer(writer, JsonAnswer(TokenizerInfo(service.tokenizer(), (*model)->name(), service.config().max_seq_len)));
+}
+
 Route SlowRoute(AppContext& context, const char* path,
                 Result<std::string> (*answer)(const AppContext&, const http::Request&)) {
   return {.path = path,
@@ -61,7 +95,10 @@ Route SlowRoute(AppContext& context, const char* path,
 }  // namespace
 
 std::vector<Route> TextRoutes(AppContext& context) {
-  return {SlowRoute(context, "/tokenize", Tokenize), SlowRoute(context, "/detokenize", Detokenize)};
+  return {SlowRoute(context, "/tokenize", Tokenize),
+          SlowRoute(context, "/detokenize", Detokenize),
+          {"/tokenizer_info", "GET",
+           [&context](const http::Request&, const Writer& writer) { AnswerTokenizerInfo(context, writer); }}};
 }
 
 }  // namespace ekiben::api

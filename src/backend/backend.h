@@ -34,6 +34,7 @@ struct BackendInfo {
   int32_t blocks = 0;       // KV pool
   int32_t tickets_max = 1;  // 1: steps do not overlap; 2: step n+1 may be launched before n finished
   int64_t kv_bytes_per_token = 0;
+  bool pools_hidden = false;  // OutputKind::kPooledHidden is offered
   // Measured at start; empty: not known.
   std::vector<StepCost> step_costs;  // ascending in tokens
   AttentionCosts attention_costs;
@@ -67,7 +68,7 @@ struct RowResult {
   bool finite = true;                          // false: NaN or Inf in this row's logits; the token is meaningless
   const PositionLogProbs* logprobs = nullptr;  // token_count of them, when the request asked
   std::span<const PositionLogProbs> prompt_logprobs;  // kAllLogits: one a fed position that has a next prompt token
-  std::span<const float> hidden;                      // kPooledHidden
+  std::span<const float> hidden;                      // kPooledHidden, where the row ends its prompt
 };
 
 struct StepResult {

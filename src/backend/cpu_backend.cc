@@ -1,6 +1,7 @@
 #include "backend/cpu_backend.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <iterator>
 #include <utility>
@@ -64,6 +65,8 @@ CpuBackend::CpuBackend(Model& model, const CpuBackendConfig& config, const Clock
   prompt_logprobs_.reserve(tokens);
   // Pages are touched only by as many rows as a step asks for: max_batch_size of them, or all under prompt_logprobs.
   logits_ = Buffer(tokens * static_cast<size_t>(m.vocab_size) * sizeof(float));
+  hidden_ = Buffer(tokens * static_cast<size_t>(m.hidden_size) * sizeof(float));
+  info_.pools_hidden = true;
 }
 
 CpuBackend::~CpuBackend() = default;
@@ -81,6 +84,7 @@ std::vector<MemoryLine> CpuBackend::memory() const {
   return {{"KV cache", kv_.bytes_per_block() * static_cast<size_t>(info_.blocks)},
           {"activations", arena_.capacity()},
           {"logits (touched on demand)", logits_.size()},
+          {"hidden states (touched on demand)", hidden_.size()},
           {"block tables and slots", tables_.size() * sizeof(BlockId) + slots_.size() * sizeof(SlotState)}};
 }
 
@@ -88,6 +92,8 @@ void CpuBackend::BindSlot(const SlotBinding& binding) {
   SlotState& slot = slots_[static_cast<size_t>(binding.slot.value)];
   slot.request = binding.request;
   slot.last_token = binding.generated.empty() ? 0 : binding.generated.back();
+  slot.pooled.clear();
+  if (binding.request->pooling != Pooling::kNone) slot.pooled.resize(static_cast<size_t>(model_.config().hidden_size));
   sampler_.Bind(binding.slot, *binding.request, binding.sequence_index, binding.generated);
 }
 
@@ -106,11 +112,15 @@ Result<StepResult> CpuBackend::Finish(Ticket ticket) {
   ApplyTableEdits();
   GatherBatch();
   auto outputs = static_cast<int64_t>(output_tokens_.size());
+  // Beside rows that sample, pooled ones go through the head too, for nothing: steps of embeddings alone do not.
+  bool all_pooled = pooled_rows_ > 0 && std::cmp_equal(pooled_rows_, outputs_.size());
   arena_.Rewind(0);
   model_.Forward(
       ctx_,
       {.token_ids = token_ids_, .positions = positions_, .rows = attention_rows_, .output_tokens = output_tokens_}, kv_,
-      TensorView(logits_.data(), DType::kF32, {outputs, int64_t{info_.vocab_size}}), TensorView());
+      all_pooled ? TensorView() : TensorView(logits_.data(), DType::kF32, {outputs, int64_t{info_.vocab_size}}),
+      pooled_rows_ > 0 ? TensorView(hidden_.data(), DType::kF32, {outputs, int64_t{model_.config().hidden_size}})
+                       : TensorView());
   SampleRows();
   return StepResult{.ticket = ticket, .rows = results_, .device_time = clock_.Now() - begin};
 }
@@ -129,6 +139,7 @@ void CpuBackend::GatherBatch() {
   output_tokens_.clear();
   attention_rows_.clear();
   outputs_.clear();
+  pooled_rows_ = 0;
   for (const PlanRow& row : plan_.rows()) {
     auto begin = static_cast<int32_t>(token_ids_.size());
     if (row.token_offset >= 0) {
@@ -140,8 +151,10 @@ void CpuBackend::GatherBatch() {
     for (int32_t i = 0; i < row.token_count; ++i) positions_.push_back(row.position + i);
     attention_rows_.push_back({begin, row.token_count, row.position, Table(row.slot)});
     if (row.output == OutputKind::kNone) continue;
-    CHECK(row.output != OutputKind::kPooledHidden, "pooled outputs are not planned by this version");
-    int32_t first = row.output == OutputKind::kAllLogits ? begin : begin + row.token_count - 1;
+    const Request& request = *slots_[static_cast<size_t>(row.slot.value)].request;
+    bool all = row.output == OutputKind::kAllLogits || request.pooling == Pooling::kMean;
+    pooled_rows_ += row.output == OutputKind::kPooledHidden;
+    int32_t first = all ? begin : begin + row.token_count - 1;
     for (int32_t token = first; token < begin + row.token_count; ++token) output_tokens_.push_back(token);
     auto row_index = static_cast<int32_t>(&row - plan_.rows().data());
     outputs_.push_back({row_index, static_cast<int32_t>(output_tokens_.size()) - 1});
@@ -157,6 +170,8 @@ void CpuBackend::SampleRows() {
     const PlanRow& row = rows[static_cast<size_t>(output.row)];
     if (row.output == OutputKind::kAllLogits)
       PromptLogProbs(row, output.logits_row - row.token_count + 1, results_[static_cast<size_t>(output.row)]);
+    if (row.output == OutputKind::kPooledHidden)
+      Pool(row, output.logits_row, results_[static_cast<size_t>(output.row)]);
   }
   // Rows are independent: one row a grain, whichever thread is free.
   pool_.ParallelFor(static_cast<int64_t>(outputs_.size()), 1, [&](int64_t begin, int64_t end, int) {
@@ -165,6 +180,7 @@ void CpuBackend::SampleRows() {
       auto index = static_cast<size_t>(output.row);
       const PlanRow& row = rows[index];
       RowResult& result = results_[index];
+      if (row.output == OutputKind::kPooledHidden) continue;
       // A scored chunk that does not end the prompt chooses nothing: no draw, no history.
       const Request& request = *slots_[static_cast<size_t>(row.slot.value)].request;
       if (row.output == OutputKind::kAllLogits && std::cmp_less(row.position + row.token_count, request.prompt.size()))
@@ -181,6 +197,22 @@ void CpuBackend::SampleRows() {
       slots_[static_cast<size_t>(row.slot.value)].last_token = choice.token;
     }
   });
+}
+
+// Sums in the order of positions, so that a mean does not depend on how its prompt was cut into chunks.
+void CpuBackend::Pool(const PlanRow& row, int32_t last_hidden_row, RowResult& result) {
+  SlotState& slot = slots_[static_cast<size_t>(row.slot.value)];
+  const bool mean = slot.request->pooling == Pooling::kMean;
+  const int64_t width = model_.config().hidden_size;
+  for (int32_t token = last_hidden_row - (mean ? row.token_count - 1 : 0); token <= last_hidden_row; ++token) {
+    const float* hidden = hidden_.as<float>() + token * width;
+    for (size_t i = 0; i < slot.pooled.size(); ++i) slot.pooled[i] += hidden[i];
+  }
+  if (std::cmp_less(row.position + row.token_count, slot.request->prompt.size())) return;
+  auto count = static_cast<float>(mean ? slot.request->prompt.size() : 1);
+  for (float& value : slot.pooled) value /= count;
+  result.finite = std::ranges::all_of(slot.pooled, [](float value) { return std::isfinite(value); });
+  result.hidden = slot.pooled;
 }
 
 void CpuBackend::PromptLogProbs(const PlanRow& row, int32_t first_logits_row, RowResult& result) {

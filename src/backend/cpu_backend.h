@@ -48,15 +48,17 @@ class CpuBackend final : public Backend {
   struct SlotState {
     const Request* request = nullptr;
     TokenId last_token = 0;
+    std::vector<float> pooled;  // of Request::pooling: a sum until the prompt ends
   };
-  struct Output {            // one sampled row
+  struct Output {            // one row with outputs
     int32_t row = 0;         // of the plan
-    int32_t logits_row = 0;  // of logits_
+    int32_t logits_row = 0;  // its last, of logits_ or hidden_
   };
   BlockId* Table(SlotId slot) { return tables_.data() + static_cast<size_t>(slot.value) * blocks_per_slot_; }
   void ApplyTableEdits();
   void GatherBatch();
   void SampleRows();
+  void Pool(const PlanRow& row, int32_t last_hidden_row, RowResult& result);
   void PromptLogProbs(const PlanRow& row, int32_t first_logits_row, RowResult& result);
 
   Model& model_;
@@ -78,7 +80,8 @@ class CpuBackend final : public Backend {
   std::vector<int32_t> token_ids_, positions_, output_tokens_;
   std::vector<AttentionRow> attention_rows_;
   std::vector<Output> outputs_;
-  Buffer logits_;
+  int32_t pooled_rows_ = 0;  // of outputs_
+  Buffer logits_, hidden_;
   std::vector<RowResult> results_;
   std::vector<TokenId> sampled_;            // [rows]
   std::vector<PositionLogProbs> logprobs_;  // [rows]

@@ -159,7 +159,9 @@ StartingPoint ExecutorLoop::FindStart(Sequence& sequence, int32_t& blocks_idle) 
   StartingPoint start;
   const RequestState& state = *sequence.owner;
   bool wants_every_logit = sequence.index == 0 && state.request->prompt_logprobs && !state.prompt_logprobs_sent;
-  if (wants_every_logit || (sequence.keys.empty() && state.request->n == 1 && !config_.enable_kv_cache_reuse)) {
+  bool wants_every_state = state.request->pooling == Pooling::kMean;
+  if (wants_every_logit || wants_every_state ||
+      (sequence.keys.empty() && state.request->n == 1 && !config_.enable_kv_cache_reuse)) {
     return start;
   }
   int32_t tokens_per_block = limits_.tokens_per_block;
@@ -319,6 +321,8 @@ void ExecutorLoop::AddContextRow(Sequence& sequence, int32_t token_count) {
   bool wants_every_logit = sequence.index == 0 && state.request->prompt_logprobs && !state.prompt_logprobs_sent;
   OutputKind output = samples ? OutputKind::kSample : OutputKind::kNone;
   if (wants_every_logit) output = OutputKind::kAllLogits;
+  Pooling pooling = state.request->pooling;
+  if (pooling == Pooling::kMean || (pooling == Pooling::kLast && last_chunk)) output = OutputKind::kPooledHidden;
   AppendBlocks(sequence, end);
   std::span<const TokenId> tokens = sequence.tokens;
   plan_.AddContextRow(sequence.id, sequence.slot, position,

@@ -36,6 +36,12 @@ Result<void> ExecutorLoop::Validate(const Request& request) const {
     return invalid("prompt", fmt::format("prompt[{}] is token {}, outside the vocabulary of {}",
                                          outside - request.prompt.begin(), *outside, info.vocab_size));
   }
+  if (request.pooling != Pooling::kNone && !info.pools_hidden)
+    return Error(Code::kUnsupported,
+                 fmt::format("input: embeddings are not offered by the backend '{}'; the CPU's has "
+                             "them (--device cpu)",
+                             info.name),
+                 "input");
   if (request.n < 1 || request.n > kSequencesMax) {
     return invalid("n", fmt::format("n {} is outside [1, {}]", request.n, kSequencesMax));
   }

@@ -86,6 +86,7 @@ void ExecutorLoop::CommitRow(const Flight::Row& row, const RowResult& result) {
     CHECK_EQ(result.token_count, 1);
     AcceptToken(*sequence, result.tokens[0], result.logprobs);
   } else if (sequence->generated_max == 0 && sequence->computed >= sequence->prompt_tokens) {
+    if (!result.hidden.empty()) sequence->owner->sink->OnPooled(sequence->owner->request->id, result.hidden);
     EndWith(*sequence, FinishReason::kLength);
   }
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,9 @@
 #include "request/token_constraint.h"
 
 namespace ekiben {
+
+// What stands for a whole prompt (embeddings), from the hidden states behind the final norm.
+enum class Pooling : uint8_t { kNone, kLast, kMean };
 
 struct Request {
   RequestId id{};
@@ -24,6 +28,7 @@ struct Request {
   std::vector<TokenId> stop_tokens;  // any of them ends a sequence (kEndToken); includes the model's end ids
   bool ignore_eos = false;           // stop_tokens do not end the sequence
   bool prompt_logprobs = false;      // log-probabilities of the prompt tokens, `sampling.logprobs` alternatives
+  Pooling pooling = Pooling::kNone;  // else OnPooled is told; REQUIRES max_tokens == 0, n == 1
   int32_t priority = 0;              // higher first; ties in arrival order
   std::string cache_salt;            // sequences share cached prefixes only under an equal salt
   Nanos arrival{};                   // Clock::Now() at the edge
@@ -78,6 +83,8 @@ class TokenSink {
   // With Request::prompt_logprobs: once, before the first token. positions[i] is the log-probability of
   // prompt[i + 1] given prompt[0..i]. Valid during the call only.
   virtual void OnPromptLogProbs(RequestId, const std::vector<PositionLogProbs>&) {}
+  // With Request::pooling: once, before the end. Not normalised. Valid during the call only.
+  virtual void OnPooled(RequestId, std::span<const float>) {}
 };
 
 }  // namespace ekiben

@@ -21,7 +21,7 @@ enum class OutputKind : int32_t {
   kSample,        // sample one token after the row's last token
   kAllLogits,     // return log-probabilities of every fed position (prompt_logprobs); and sample, but only where the
                   // row ends its prompt: a chunk before that draws nothing and counts nothing
-  kPooledHidden,  // final hidden state of the last token (embeddings)
+  kPooledHidden,  // a pooled prompt's rows that matter (embeddings): its last chunk, or every chunk of a mean
 };
 
 struct PlanRow {

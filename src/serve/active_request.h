@@ -1,7 +1,7 @@
 // A request between Submit and its last event: what preprocessing made of it and what postprocessing holds of its
 // sequences. Internal to serve/.
 // Thread: `input`, `tokens` and `sequences` belong to preprocessing until the executor accepted the request, then to
-// its postprocessing instance; OnToken and OnPromptLogProbs run on the executor's thread; atomics are shared.
+// its postprocessing instance; OnToken, OnPromptLogProbs and OnPooled run on the executor's thread; atomics are shared.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -50,6 +50,10 @@ class ActiveRequest final : public TokenSink {
     prompt_logprobs = positions;  // published by the next Push
   }
 
+  void OnPooled(RequestId, std::span<const float> hidden) override {
+    pooled.assign(hidden.begin(), hidden.end());  // published by the next Push
+  }
+
   RequestId id{};
   RequestTimes times;
   TextRequest input;
@@ -59,6 +63,7 @@ class ActiveRequest final : public TokenSink {
   std::atomic<uint64_t>* stalls = nullptr;
   std::vector<Sequence> sequences;
   std::vector<PositionLogProbs> prompt_logprobs;
+  std::vector<float> pooled;
   bool prompt_told = false, failed = false;
   int32_t ends_seen = 0;
 

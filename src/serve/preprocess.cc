@@ -14,6 +14,7 @@ Error Invalid(const std::string& field, const std::string& message) {
 }
 
 std::string_view PromptField(const TextRequest& request) {
+  if (request.pooling != Pooling::kNone) return "input";
   return std::holds_alternative<ChatInput>(request.input) ? "messages" : "prompt";
 }
 
@@ -80,8 +81,10 @@ Result<void> Preprocessor::CheckCheap(const TextRequest& request) const {
   if (const auto* tokens = std::get_if<std::vector<TokenId>>(&request.input))
     for (TokenId token : *tokens)
       if (token < 0 || token >= config_.vocab_size)
-        return Invalid("prompt", fmt::format("token id {} is outside [0, {})", token, config_.vocab_size));
-  if (const auto* text = std::get_if<std::string>(&request.input)) RETURN_IF_ERROR(CheckBytes("prompt", text->size()));
+        return Invalid(std::string(PromptField(request)),
+                       fmt::format("token id {} is outside [0, {})", token, config_.vocab_size));
+  if (const auto* text = std::get_if<std::string>(&request.input))
+    RETURN_IF_ERROR(CheckBytes(std::string(PromptField(request)).c_str(), text->size()));
   return Validate(request.sampling, config_.vocab_size);
 }
 
@@ -147,6 +150,7 @@ Result<std::shared_ptr<const Request>> Preprocessor::Build(RequestId id, const T
   }
   out->ignore_eos = request.ignore_eos && request.stop_token_ids.empty();
   out->prompt_logprobs = request.prompt_logprobs;
+  out->pooling = request.pooling;
   out->priority = request.priority;
   out->cache_salt = request.cache_salt;
   out->arrival = arrival;

@@ -50,7 +50,8 @@ struct TextRequest {
   std::vector<TokenId> stop_token_ids;
   bool include_stop_text = false, skip_special_tokens = true, ignore_eos = false;
   bool prompt_logprobs = false;
-  bool want_token_ids = false;  // TextEvent::tokens filled
+  Pooling pooling = Pooling::kNone;  // of an embedding: max_tokens is 0
+  bool want_token_ids = false;       // TextEvent::tokens filled
   int32_t priority = 0;
   std::string cache_salt;
   std::optional<Nanos> timeout;
@@ -86,6 +87,7 @@ struct PromptInfo {
   RequestTimes times;
   std::vector<TokenId> prompt;                    // with want_token_ids or prompt_logprobs
   std::vector<PositionLogProbs> prompt_logprobs;  // with prompt_logprobs
+  std::vector<float> pooled;                      // with pooling; not normalised
 };
 
 class TextSink {

@@ -262,7 +262,7 @@ BAD = [
     (dict(stream_options={"include_usage": True}), "stream_options", "stream"),
     (dict(messages=[]), "messages", "empty"),
     (dict(messages=[{"role": "robot", "content": "x"}]), "messages[0].role", "robot"),
-    (dict(response_format={"type": "json_object"}), "response_format", "json_object"),
+    (dict(response_format={"type": "yaml"}), "response_format", "yaml"),
     (dict(tool_choice="auto"), "tool_choice", "tools"),
 ]
 

@@ -87,6 +87,12 @@ bool ScriptedExecutor::Turn(Sequence& sequence) {
       scored.chosen = -1.5f;
       sequence.sink->OnPromptLogProbs(request.id, std::vector<PositionLogProbs>(request.prompt.size() - 1, scored));
     }
+    if (request.pooling !=
+        Pooling::kNone) {  // how often the low values of a byte occur: a vector that a test can predict
+      std::vector<float> pooled(16);
+      for (TokenId token : request.prompt) pooled[static_cast<size_t>(token) % pooled.size()] += 1;
+      sequence.sink->OnPooled(request.id, pooled);
+    }
     if (request.max_tokens == 0) {
       event.reason = FinishReason::kLength;
     } else {
