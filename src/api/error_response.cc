@@ -29,7 +29,8 @@ Answer BentoError(int status, std::string_view message) {
   }
   if (status == 429) return JsonAnswer("{\"error\":\"Too many requests\"}", status);
   if (status == 401 || status == 403) return JsonAnswer("{\"error\":\"Authorization error\"}", status);
-  if (status >= 500) return JsonAnswer(std::string(kBentoServerFault), status);
+  bool refused = status == 501 || status == 505;  // by the HTTP server: not a fault of ours
+  if (status >= 500 && !refused) return JsonAnswer(std::string(kBentoServerFault), status);
   std::string body = "[{\"error\":";
   AppendJsonString(body, message);
   return JsonAnswer(body + "}]", status);
