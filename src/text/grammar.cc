@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <xgrammar/xgrammar.h>
 
+#include <algorithm>
 #include <exception>
 #include <optional>
 
@@ -109,8 +110,10 @@ class XGrammarCompiler final : public GrammarCompiler {
     try {
       if (!compiler_)
         compiler_.emplace(Vocabulary(), /*max_threads=*/1, /*cache_enabled=*/true, limits_.cache_bytes_max);
-      return std::shared_ptr<const TokenConstraint>(
-          std::make_shared<Constraint>(CompileWith(*compiler_, spec), clock_, limits_.mask_budget));
+      std::shared_ptr<const TokenConstraint> constraint =
+          std::make_shared<Constraint>(CompileWith(*compiler_, spec), clock_, limits_.mask_budget);
+      RETURN_IF_ERROR(CheckBeginning(spec, *constraint));
+      return constraint;
     } catch (const std::exception& e) {
       return Error(Code::kInvalid, fmt::format("{}: {}", spec.field, OneLine(e.what())), spec.field);
     }
@@ -129,6 +132,17 @@ class XGrammarCompiler final : public GrammarCompiler {
       case GrammarSpec::Kind::kEbnf: break;
     }
     return compiler.CompileGrammar(spec.source);
+  }
+
+  // A schema may contradict itself, or be about nothing but itself.
+  Result<void> CheckBeginning(const GrammarSpec& spec, const TokenConstraint& constraint) const {
+    std::vector<int32_t> bits(static_cast<size_t>(TokenMaskWords(vocab_size_)));
+    auto allowed = constraint.NewMatcher()->Allowed(bits);
+    if (allowed == TokenMatcher::Mask::kFailed)
+      return Error(Code::kInvalid, spec.field + ": too slow to be followed token by token; simplify it", spec.field);
+    if (allowed == TokenMatcher::Mask::kSome && std::ranges::all_of(bits, [](int32_t word) { return word == 0; }))
+      return Error(Code::kInvalid, spec.field + ": no text can begin so", spec.field);
+    return {};
   }
 
   // The bytes of each id. A special token has none: xgrammar never allows it inside a text.

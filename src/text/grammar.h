@@ -32,8 +32,9 @@ struct GrammarSpec {
 
 struct GrammarLimits {
   size_t source_bytes_max = size_t{64} << 10;
-  int depth_max = 32;              // of brackets
-  int64_t repetitions_max = 4096;  // product of the counts in nested {m,n}; largest count in a schema
+  int depth_max = 32;                   // of brackets
+  int64_t repetitions_max = 4096;       // product of the counts in nested {m,n}; largest count in a schema
+  int64_t repetitions_sum_max = 16384;  // of all of a schema's counts and patterns
   size_t choices_max = 1024;
   int64_t cache_bytes_max = int64_t{256} << 20;
   Nanos mask_budget = std::chrono::milliseconds(250);

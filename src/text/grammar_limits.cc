@@ -72,41 +72,51 @@ PatternCost CostOf(std::string_view pattern) {
   return cost;
 }
 
-Result<void> CheckPattern(const GrammarSpec& spec, std::string_view pattern, const GrammarLimits& limits) {
+Result<int64_t> CheckPattern(const GrammarSpec& spec, std::string_view pattern, const GrammarLimits& limits) {
   PatternCost cost = CostOf(pattern);
   if (cost.depth > limits.depth_max)
     return TooMuch(spec, fmt::format("groups {} deep, the limit is {}", cost.depth, limits.depth_max));
   if (cost.repetitions > limits.repetitions_max)
     return TooMuch(spec,
                    fmt::format("repetitions of {} in all, the limit is {}", cost.repetitions, limits.repetitions_max));
-  return {};
+  return cost.repetitions;
 }
 
-// Counts nest in a schema as they do in a pattern: arrays of arrays.
+bool IsCount(std::string_view key) {
+  return key == "minLength" || key == "maxLength" || key == "minItems" || key == "maxItems" || key == "minProperties" ||
+         key == "maxProperties" || key == "minContains" || key == "maxContains";
+}
+
+// Counts nest in a schema as they do in a pattern: arrays of arrays. `around`: the product so far; `sum`: of all.
 Result<void> CheckSchemaValue(const GrammarSpec& spec, const json::value& value, int64_t around,
-                              const GrammarLimits& limits) {
+                              const GrammarLimits& limits, int64_t& sum) {
   if (value.is_array()) {
-    for (const json::value& item : value.get_array()) RETURN_IF_ERROR(CheckSchemaValue(spec, item, around, limits));
+    for (const json::value& item : value.get_array())
+      RETURN_IF_ERROR(CheckSchemaValue(spec, item, around, limits, sum));
     return {};
   }
   if (!value.is_object()) return {};
   int64_t here = around;
   for (const auto& [key, item] : value.get_object()) {
-    bool counts = key == "minLength" || key == "maxLength" || key == "minItems" || key == "maxItems" ||
-                  key == "minProperties" || key == "maxProperties" || key == "minContains" || key == "maxContains";
-    if (counts && item.is_number()) {
+    if (IsCount(key) && item.is_number()) {
       double count = item.to_number<double>();
       if (!(count >= 0 && count <= static_cast<double>(limits.repetitions_max)))
         return TooMuch(
             spec, fmt::format("\"{}\": {} is outside [0, {}]", std::string_view(key), count, limits.repetitions_max));
       here = std::max(here, Saturated(around, static_cast<int64_t>(count)));
     }
-    if (key == "pattern" && item.is_string())
-      RETURN_IF_ERROR(CheckPattern(spec, std::string_view(item.get_string()), limits));
+    if (key == "pattern" && item.is_string()) {
+      ASSIGN_OR_RETURN(int64_t repetitions, CheckPattern(spec, std::string_view(item.get_string()), limits));
+      sum += repetitions;
+    }
   }
   if (here > limits.repetitions_max)
     return TooMuch(spec, fmt::format("nested counts of {} in all, the limit is {}", here, limits.repetitions_max));
-  for (const auto& [key, item] : value.get_object()) RETURN_IF_ERROR(CheckSchemaValue(spec, item, here, limits));
+  if (here > around) sum += here;
+  if (sum > limits.repetitions_sum_max)
+    return TooMuch(spec,
+                   fmt::format("counts and patterns of over {} repetitions together", limits.repetitions_sum_max));
+  for (const auto& [key, item] : value.get_object()) RETURN_IF_ERROR(CheckSchemaValue(spec, item, here, limits, sum));
   return {};
 }
 
@@ -123,12 +133,14 @@ Result<void> CheckGrammar(const GrammarSpec& spec, const GrammarLimits& limits) 
       auto schema = ParseJson(spec.source, {.depth_max = static_cast<size_t>(limits.depth_max)});
       if (!schema.ok()) return TooMuch(spec, "the schema: " + schema.error().message());
       if (!schema->is_object() && !schema->is_bool()) return TooMuch(spec, "a schema is an object");
-      return CheckSchemaValue(spec, *schema, 1, limits);
+      int64_t sum = 0;
+      return CheckSchemaValue(spec, *schema, 1, limits, sum);
     }
     case GrammarSpec::Kind::kRegex:
     case GrammarSpec::Kind::kEbnf:
       if (spec.source.empty()) return TooMuch(spec, "an empty string");
-      return CheckPattern(spec, spec.source, limits);
+      RETURN_IF_ERROR(CheckPattern(spec, spec.source, limits));
+      return {};
     case GrammarSpec::Kind::kChoice:
       if (spec.choices.empty()) return TooMuch(spec, "an empty array; give at least one choice");
       if (spec.choices.size() > limits.choices_max)

@@ -146,6 +146,10 @@ TEST_F(GrammarTest, HostileGrammarsAreRefusedBeforeTheyAreBuilt) {
   std::string deep;
   for (int i = 0; i < 40; ++i) deep += R"({"items":)";
   EXPECT_TRUE(schema(deep + "{}" + std::string(40, '}')).starts_with("f: the schema: "));
+  std::string wide = R"({"properties":{)";
+  for (int i = 0; i < 5; ++i) wide += fmt::format(R"({}"p{}":{{"pattern":"a{{4000}}"}})", i > 0 ? "," : "", i);
+  EXPECT_EQ(schema(wide + "}}"), "f: counts and patterns of over 16384 repetitions together");
+  EXPECT_EQ(schema(R"({"$ref":"#"})"), "f: no text can begin so");
   EXPECT_EQ(RefusalOf({.kind = Kind::kChoice, .choices = std::vector<std::string>(1025, "a"), .field = "f"}),
             "f: 1025 choices, the limit is 1024");
 }
