@@ -176,6 +176,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint32_t handed = empty + 8 * p.stages;  // the consumers' sums of the turn are in its buffer
   uint32_t taken = handed + 32;            // the turn's buffer has been read
   uint32_t ready = taken + 32;             // the turn's queries are there
+  // What the first copies wait for is asked for before the barriers are set up. The items were copied before the step's
+  // first kernel, which edits block tables; qkv comes from the kernel upstream. items_max of them can be read, so that
+  // the first is asked for with their count, not after it.
+  const int items = *p.item_count;
+  const AttentionItem first_item = p.items[min(static_cast<int>(blockIdx.x), p.items_max - 1)];
+  if (threadIdx.x == kWarps * 32) {
+    for (const CUtensorMap* map : {&maps.keys, &maps.values, &parts.keys, &parts.values}) PrefetchMap(map);
+  }
   if (threadIdx.x == 0) {
     for (int s = 0; s < p.stages; ++s) {
       BarrierInit(full + 8 * s, 1);
@@ -190,10 +198,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   LaunchDependents();
-  // The items were copied before the step's first kernel, which edits block tables; qkv comes from the kernel upstream.
-  // The first item is asked for with their count, not after it: items_max of them can be read.
-  const int items = *p.item_count;
-  const AttentionItem first_item = p.items[min(static_cast<int>(blockIdx.x), p.items_max - 1)];
   if (!p.early) WaitUpstream();
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int chunk_pages = p.split / kPage;

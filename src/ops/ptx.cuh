@@ -93,9 +93,26 @@ __device__ __forceinline__ void BarrierArriveRemote(uint32_t barrier, uint32_t r
       "r"(rank)
       : "memory");
 }
+// As BarrierArriveRemote, but makes nothing visible that was written before (which takes about a microsecond): for
+// those who have only read.
+__device__ __forceinline__ void BarrierReleaseRemote(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
 __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\nWAIT:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra WAIT;\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+// For what the copy engine brought or threads of this CTA wrote, not for other CTAs' writes.
+__device__ __forceinline__ void BarrierWaitLocal(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra WAIT;\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");
@@ -118,6 +135,10 @@ __device__ __forceinline__ uint64_t EvictNormal() {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   return policy;
+}
+// A map on its way to where the copy engine looks it up; its first copy need not wait for that.
+__device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 __device__ __forceinline__ void TileLoad(uint32_t shared, const CUtensorMap* map, int x, int y, uint32_t barrier,
                                          uint64_t policy) {
@@ -181,12 +202,20 @@ __device__ __forceinline__ uint32_t ClusterSize() {
 __device__ __forceinline__ void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+// The same without making visible what was written before, except barriers under BarrierInitDone.
+__device__ __forceinline__ void ClusterArriveRelaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void ClusterWait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // Arrives and waits; threads of a warp may come one by one.
 __device__ __forceinline__ void ClusterMeet() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// The same for those that have only read what others wrote.
+__device__ __forceinline__ void ClusterMeetRelaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
 __device__ __forceinline__ float4 LoadClusterFloat4(uint32_t shared, uint32_t rank) {
   float4 v;
@@ -196,6 +225,14 @@ __device__ __forceinline__ float4 LoadClusterFloat4(uint32_t shared, uint32_t ra
       : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
       : "r"(shared), "r"(rank)
       : "memory");
+  return v;
+}
+__device__ __forceinline__ float4 LoadSharedFloat4(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
   return v;
 }
 __device__ __forceinline__ void StoreClusterFloat(uint32_t shared, uint32_t rank, float value) {

@@ -119,8 +119,14 @@ inline void BarrierArrive(uint32_t barrier) {
 inline void BarrierArriveRemote(uint32_t barrier, uint32_t rank) {
   BarrierChange(rank, barrier, 1, 0);
 }
+inline void BarrierReleaseRemote(uint32_t barrier, uint32_t rank) {
+  BarrierChange(rank, barrier, 1, 0);
+}
 inline void BarrierWait(uint32_t barrier, uint32_t parity) {
   while (reinterpret_cast<BarrierState*>(emulation::Shared(barrier, 8))->phase == parity) emulation::Yield();
+}
+inline void BarrierWaitLocal(uint32_t barrier, uint32_t parity) {
+  BarrierWait(barrier, parity);
 }
 inline void BarrierInitDone() {}
 inline uint64_t EvictFirst() {
@@ -136,6 +142,7 @@ inline uint64_t EvictNormal() {
 inline uint32_t Swizzled(uint32_t address) {
   return address ^ ((address >> 7 & 7) << 4);
 }
+inline void PrefetchMap(const CUtensorMap*) {}
 inline void TileLoad(uint32_t shared, const CUtensorMap* map, int x, int y, uint32_t barrier, uint64_t) {
   CHECK(shared % 1024 == 0, "a swizzled tile at {}", shared);
   for (uint32_t r = 0; r < map->box_rows; ++r) {
@@ -200,6 +207,9 @@ inline uint32_t ClusterSize() {
 inline void ClusterArrive() {
   emulation::ClusterArrive();
 }
+inline void ClusterArriveRelaxed() {
+  emulation::ClusterArrive();
+}
 inline void ClusterWait() {
   emulation::ClusterWait();
 }
@@ -207,9 +217,15 @@ inline void ClusterMeet() {
   emulation::ClusterArrive();
   emulation::ClusterWait();
 }
+inline void ClusterMeetRelaxed() {
+  ClusterMeet();
+}
 inline float4 LoadClusterFloat4(uint32_t shared, uint32_t rank) {
   CHECK(shared % 16 == 0);
   return *reinterpret_cast<float4*>(emulation::SharedOf(rank, shared, 16));
+}
+inline float4 LoadSharedFloat4(uint32_t address) {
+  return LoadClusterFloat4(address, ClusterRank());
 }
 inline void StoreClusterFloat(uint32_t shared, uint32_t rank, float value) {
   *reinterpret_cast<float*>(emulation::SharedOf(rank, shared, 4)) = value;

@@ -5,7 +5,6 @@
 namespace ekiben::cuda {
 
 inline void WgmmaFence() {}
-inline void WgmmaFinish() {}
 inline void WgmmaCommit() {}
 template <int kGroups>
 inline void WgmmaWait() {}
