@@ -16,6 +16,8 @@
 #include "cli/stack_source.h"
 #include "cli/web_page.h"
 #include "http/server.h"
+#include "kserve/inference.h"
+#include "rpc/grpc_server.h"
 
 namespace ekiben::cli {
 namespace {
@@ -25,12 +27,15 @@ struct ServeOptions {
   StackOptions stack;
   std::vector<std::string> models;  // NAME=ENGINE
   http::ServerConfig http;
+  rpc::GrpcConfig grpc;
+  bool grpc_port_given = false, triton_ports = false;
   std::vector<std::string> api_keys;
   std::string api_key_file;
   bool admin_routes = false, log_requests = false;
   std::string tool_call_parser = "auto";
   double traffic_timeout_s = 60, drain_timeout_s = 30;
-  int32_t max_concurrency = 0, port = 3000, max_connections = 4096;
+  int32_t max_concurrency = 0, port = 3000, grpc_port = 8001, max_connections = 4096;
+  double grpc_keepalive_time_s = 60, grpc_max_connection_age_s = 0;
 };
 
 sigset_t StopSignals() {
@@ -48,10 +53,15 @@ bool WaitForStop(std::chrono::milliseconds timeout) {
   return sigtimedwait(&set, nullptr, &wait) > 0;
 }
 
-void PrintReady(const ServeOptions& options, const std::string& model, uint16_t port, Nanos since) {
+// `grpc` may be null.
+void PrintReady(const ServeOptions& options, const std::string& model, uint16_t port, const rpc::GrpcServer* grpc,
+                Nanos since) {
   std::string host = options.http.host == "0.0.0.0" || options.http.host == "::" ? "127.0.0.1" : options.http.host;
   std::string url = fmt::format("{}://{}:{}", options.http.tls.enabled() ? "https" : "http", host, port);
-  fmt::print("ready in {}\n\n  chat page  {}/\n  metrics    {}/metrics\n\n", HumanDuration(since), url, url);
+  fmt::print("ready in {}\n\n  chat page  {}/\n  metrics    {}/metrics\n", HumanDuration(since), url, url);
+  if (grpc != nullptr) fmt::print("  gRPC       {}:{} (KServe v2)\n", host, grpc->port());
+  for (uint16_t more : options.http.more_ports) fmt::print("  also       {}:{}\n", host, more);
+  fmt::print("\n");
   fmt::print(
       "  curl -N {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"stream\": "
       "true, \"messages\": [{{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}}]}}'\n\n",
@@ -59,25 +69,64 @@ void PrintReady(const ServeOptions& options, const std::string& model, uint16_t 
   std::fflush(stdout);
 }
 
+// What answers clients. The inference core outlives its wires.
+struct Surfaces {
+  kserve::InferenceServer& inference;
+  api::App& app;
+  rpc::GrpcServer* grpc;  // null: none
+
+  size_t running() const { return app.calls_running() + (grpc != nullptr ? grpc->stats().inferences_running : 0); }
+  // Both wires at once, so that neither takes the other's time. Whether nothing was cut.
+  bool Drain(Nanos timeout) const {
+    inference.BeginDrain();
+    bool grpc_clean = true;
+    std::thread grpc_drain([&] {
+      if (grpc != nullptr) grpc_clean = grpc->Drain(timeout);
+    });
+    bool clean = app.Drain(timeout);
+    grpc_drain.join();
+    return clean && grpc_clean;
+  }
+};
+
 // Drains on the first signal, stops at once on the second. Returns whether nothing was cut.
-bool DrainUntilSecondSignal(api::App& app, double timeout_s) {
+bool DrainUntilSecondSignal(const Surfaces& surfaces, double timeout_s) {
   std::atomic<bool> drained = false, clean = false;
-  LOG_INFO("draining: no new requests; {} running, up to {:.0f} s; a second signal stops at once", app.calls_running(),
+  LOG_INFO("draining: no new requests; {} running, up to {:.0f} s; a second signal stops at once", surfaces.running(),
            timeout_s);
   std::thread drain([&] {
-    clean = app.Drain(Nanos(static_cast<int64_t>(timeout_s * 1e9)));
+    clean = surfaces.Drain(Nanos(static_cast<int64_t>(timeout_s * 1e9)));
     drained = true;
   });
   while (!drained && !WaitForStop(std::chrono::milliseconds(20))) {
   }
   if (!drained) {
-    LOG_WARNING("second signal: stopping with {} calls running", app.calls_running());
+    LOG_WARNING("second signal: stopping with {} calls running", surfaces.running());
     drain.detach();  // the process ends below
     StopLogging();
     std::_Exit(1);
   }
   drain.join();
   return clean;
+}
+
+// Null where there is to be none. A port that nobody asked for and another server has is no reason not to serve.
+Result<std::unique_ptr<rpc::GrpcServer>> OpenGrpc(const ServeOptions& options, const ApiKeys& keys,
+                                                  kserve::InferenceServer& inference) {
+  if (options.grpc_port < 0 || (!rpc::HasGrpc() && !options.grpc_port_given)) return std::unique_ptr<rpc::GrpcServer>();
+  rpc::GrpcConfig config = options.grpc;
+  config.host = options.http.host;
+  config.port = static_cast<uint16_t>(options.grpc_port);
+  config.tls = options.http.tls;
+  config.api_keys = keys;
+  config.admin_routes = options.admin_routes;
+  config.server_version = kserve::InferenceServer::Config().version;
+  config.keepalive_time = Nanos(static_cast<int64_t>(options.grpc_keepalive_time_s * 1e9));
+  config.connection_age_max = Nanos(static_cast<int64_t>(options.grpc_max_connection_age_s * 1e9));
+  auto server = rpc::GrpcServer::Create(config, inference);
+  if (server.ok() || options.grpc_port_given || server.error().field() != "grpc_port") return server;
+  LOG_WARNING("{}; serving without gRPC", server.error().message());
+  return std::unique_ptr<rpc::GrpcServer>();
 }
 
 Result<std::unique_ptr<serve::LoadedModels>> OpenModels(const ServeOptions& options) {
@@ -139,9 +188,14 @@ Result<int> Run(const ServeOptions& options) {
   config.web_page = kWebPage;
   config.max_concurrency = options.max_concurrency;
   config.first_byte_timeout = Nanos(static_cast<int64_t>(options.traffic_timeout_s * 1e9));
+  const ApiKeys keys = config.api_keys;
+  kserve::InferenceServer::Config core;
+  core.allow_model_control = core.allow_trace_settings = core.allow_log_settings = options.admin_routes;
+  auto inference = kserve::InferenceServer::Create(*models, clock, core);
   ASSIGN_OR_RETURN(auto app, api::CreateApp(*models, *server, clock, std::move(config)));
+  ASSIGN_OR_RETURN(auto grpc, OpenGrpc(options, keys, *inference));
   server->Start();
-  PrintReady(options, DefaultName(*models), server->port(), clock.Now() - begin);
+  PrintReady(options, DefaultName(*models), server->port(), grpc.get(), clock.Now() - begin);
 
   constexpr auto kHealthPeriod = std::chrono::milliseconds(200);
   int exit_code = 0;
@@ -150,8 +204,9 @@ Result<int> Run(const ServeOptions& options) {
     exit_code = 1;
     break;
   }
-  bool clean = DrainUntilSecondSignal(*app, exit_code == 0 ? options.drain_timeout_s : 1.0);
+  bool clean = DrainUntilSecondSignal({*inference, *app, grpc.get()}, exit_code == 0 ? options.drain_timeout_s : 1.0);
   server->Stop();
+  grpc.reset();
   models.reset();  // before the app, which counts what still ends
   LOG_INFO("stopped{}", clean ? "" : "; the drain deadline cut what was left");
   return exit_code;
@@ -162,8 +217,8 @@ Result<int> Run(const ServeOptions& options) {
 void AddServeCommand(CLI::App& app, Outcome& outcome) {
   auto options = std::make_shared<ServeOptions>();
   options->http.host = "127.0.0.1";
-  CLI::App* command =
-      app.add_subcommand("serve", "Serve a model over HTTP: OpenAI and BentoML routes, metrics, chat page");
+  CLI::App* command = app.add_subcommand(
+      "serve", "Serve a model over HTTP and gRPC: OpenAI, BentoML and KServe v2 (Triton), metrics, chat page");
   command->footer("SIGTERM and Ctrl-C drain: running answers end, new requests get 503; a second one stops at once.");
   AddEngineSource(*command, options->source);
   AddRuntimeOptions(*command, options->stack);
@@ -171,6 +226,24 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
   auto add = [&](CLI::Option* option) { option->group(kGroup)->capture_default_str(); };
   add(command->add_option("--host", options->http.host, "Address to listen on; 0.0.0.0: every one"));
   add(command->add_option("--port", options->port, "Port; 0: any free one")->check(CLI::Range(0, 65535)));
+  CLI::Option* grpc_port = command->add_option(
+      "--grpc_port", options->grpc_port,
+      "Port of KServe v2 over gRPC, with --host, keys and TLS as above; 0: any free one; -1: no gRPC");
+  add(grpc_port->check(CLI::Range(-1, 65535)));
+  command
+      ->add_flag("--triton_ports", options->triton_ports,
+                 "Answer on 8000 (HTTP) and 8002 (metrics) too, where Triton's clients look")
+      ->group(kGroup);
+  add(command
+          ->add_option("--grpc_keepalive_time", options->grpc_keepalive_time_s,
+                       "Seconds until a silent gRPC connection is asked whether it is there")
+          ->check(CLI::Range(1.0, 86400.0)));
+  add(command
+          ->add_option("--grpc_max_connection_age", options->grpc_max_connection_age_s,
+                       "Seconds after which a gRPC connection is told to connect again; 0: never")
+          ->check(CLI::Range(0.0, 86400.0)));
+  add(command->add_option("--grpc_max_message_bytes", options->grpc.message_bytes_max, "Bytes of one gRPC message")
+          ->check(CLI::Range(1024, INT32_MAX)));
   add(command->add_option("--io_threads", options->http.io_threads, "Threads that read and write sockets")
           ->check(CLI::Range(1, 64)));
   add(command->add_option("--max_connections", options->max_connections, "Open connections; one more is refused")
@@ -225,7 +298,9 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
           ->check(CLI::NonNegativeNumber));
   add(command->add_option("--drain_timeout", options->drain_timeout_s, "Seconds that a drain may take")
           ->check(CLI::Range(0.0, 86400.0)));
-  command->callback([options, &outcome] {
+  command->callback([options, grpc_port, &outcome] {
+    options->grpc_port_given = grpc_port->count() > 0;
+    if (options->triton_ports) options->http.more_ports = {8000, 8002};
     options->http.port = static_cast<uint16_t>(options->port);
     options->http.connections_max = static_cast<size_t>(options->max_connections);
     auto result = Run(*options);

@@ -3,10 +3,8 @@
 #pragma once
 #include <atomic>
 #include <mutex>
-#include <string_view>
 #include <unordered_set>
 
-#include "base/api_keys.h"
 #include "rpc/grpc_server.h"
 
 namespace ekiben::rpc {
@@ -20,11 +18,10 @@ class Drainable {
 
 struct CallContext {
   CallContext(const GrpcConfig& server_config, kserve::InferenceServer& core)
-      : config(server_config), inference(core), keys(server_config.api_keys) {}
+      : config(server_config), inference(core) {}
 
   const GrpcConfig config;
   kserve::InferenceServer& inference;
-  const ApiKeys keys;
   std::atomic<bool> draining{false};
   std::atomic<uint64_t> streams_opened{0}, inferences{0}, clients_too_slow{0};
   std::atomic<int64_t> inferences_running{0};

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/api_keys.h"
 #include "base/clock.h"
 #include "base/result.h"
 #include "http/tls.h"
@@ -24,7 +25,10 @@ struct GrpcConfig {
   std::string host = "127.0.0.1";
   uint16_t port = 8001;  // 0: any free one, see GrpcServer::port
   std::string server_version = "0.1.0";
-  std::vector<std::string> api_keys;  // `authorization: Bearer KEY`; none: open. Liveness and health are always open
+  ApiKeys api_keys;  // `authorization: Bearer KEY`; none: open. Liveness and health are always open
+  bool admin_routes =
+      false;  // loads, unloads and changes of settings: for all who may pass; else for admins' keys only
+  const Clock* clock = &SystemClock::Get();  // of the keys' limits
 
   http::TlsConfig tls;  // as of the HTTP ports. The files are read again every tls_reload_period, for new connections
   Nanos tls_reload_period = std::chrono::seconds(10);

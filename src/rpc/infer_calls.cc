@@ -25,6 +25,19 @@ std::string_view Metadata(const grpc::CallbackServerContext& context, const char
   return {found->second.data(), found->second.size()};
 }
 
+// Null: no key, or none that is known.
+ApiClient* ClientOf(const CallContext& shared, const grpc::CallbackServerContext& context) {
+  return shared.config.api_keys.Find(Metadata(context, "authorization"));
+}
+
+// What counts against a key's limits as long as it is held; null for those who have none.
+Result<std::shared_ptr<const void>> TakeTurn(const CallContext& shared, ApiClient* client) {
+  if (client == nullptr) return std::shared_ptr<const void>();
+  ApiClient::Admission admission = client->Admit(shared.config.clock->Now());
+  if (admission.turn == nullptr) return Error(Code::kOverloaded, admission.refusal + "; try again later");
+  return std::move(admission.turn);
+}
+
 // The bytes of `message`, or why a client could not take them.
 Result<void> Serialize(const google::protobuf::Message& message, size_t bytes_max, grpc::ByteBuffer& out) {
   size_t bytes = message.ByteSizeLong();
@@ -51,13 +64,16 @@ Result<kserve::InferRequest> ParseRequest(const CallContext& shared, const grpc:
 // ModelInfer: one request, one response.
 class UnaryCall final : public grpc::ServerUnaryReactor, public kserve::InferSink {
  public:
-  UnaryCall(std::shared_ptr<CallContext> shared, grpc::ByteBuffer* response)
-      : shared_(std::move(shared)), response_(response) {}
+  UnaryCall(std::shared_ptr<CallContext> shared, ApiClient* client, grpc::ByteBuffer* response)
+      : shared_(std::move(shared)), client_(client), response_(response) {}
 
   void Start(const std::shared_ptr<UnaryCall>& self, const grpc::ByteBuffer& bytes) {
     self_ = self;
     auto request = ParseRequest(*shared_, bytes);
     if (!request.ok()) return End(StatusOf(request.error()));
+    auto turn = TakeTurn(*shared_, client_);
+    if (!turn.ok()) return End(StatusOf(turn.error()));
+    turn_ = *std::move(turn);
     ++shared_->inferences;
     ++shared_->inferences_running;
     auto inference = shared_->inference.Infer(*std::move(request), self);
@@ -123,7 +139,9 @@ class UnaryCall final : public grpc::ServerUnaryReactor, public kserve::InferSin
   }
 
   const std::shared_ptr<CallContext> shared_;
+  ApiClient* const client_;
   grpc::ByteBuffer* const response_;  // valid until Finish
+  std::shared_ptr<const void> turn_;
   std::mutex mutex_;
   std::optional<kserve::InferResponse> answer_;
   std::shared_ptr<kserve::Inference> inference_;
@@ -194,20 +212,22 @@ class StreamCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 
 class StreamCall::Sink final : public kserve::InferSink {
  public:
-  Sink(std::shared_ptr<StreamCall> stream, uint64_t key, const kserve::InferRequest& request, bool empty_final)
-      : stream_(std::move(stream)), key_(key), empty_final_(empty_final) {
-    about_.model_name = request.model_name;
-    about_.model_version = request.model_version;
-    about_.id = request.id;
-  }
+  Sink(std::shared_ptr<StreamCall> stream, uint64_t key, std::shared_ptr<const void> turn, kserve::InferResponse about,
+       bool empty_final)
+      : stream_(std::move(stream)),
+        key_(key),
+        turn_(std::move(turn)),
+        empty_final_(empty_final),
+        about_(std::move(about)) {}
   void OnResponse(kserve::InferResponse response) override { stream_->Answer(key_, std::move(response), empty_final_); }
   void OnError(const Error& error) override { stream_->Fail(key_, about_, error); }
 
  private:
   const std::shared_ptr<StreamCall> stream_;
   const uint64_t key_;
+  const std::shared_ptr<const void> turn_;
   const bool empty_final_;
-  kserve::InferResponse about_;
+  const kserve::InferResponse about_;
 };
 
 void StreamCall::Start(const std::shared_ptr<StreamCall>& self) {
@@ -221,7 +241,7 @@ void StreamCall::Start(const std::shared_ptr<StreamCall>& self) {
   std::lock_guard lock(mutex_);
   self_ = self;
   draining_ = shared_->draining;
-  if (!MayPass(*shared_, *context_)) return EndStream(NoKeyStatus());
+  if (grpc::Status status = MayPass(*shared_, *context_); !status.ok()) return EndStream(status);
   if (full)
     return EndStream({grpc::StatusCode::RESOURCE_EXHAUSTED,
                       fmt::format("{} streams are open, the most that this server has", shared_->config.streams_max)});
@@ -260,6 +280,8 @@ void StreamCall::StartRequest(const grpc::ByteBuffer& bytes) {
     empty_final = *flag;
     request->parameters.erase(found);
   }
+  auto turn = TakeTurn(*shared_, ClientOf(*shared_, *context_));
+  if (!turn.ok()) return Refuse(std::move(about), turn.error());
   request->may_stream = true;
   std::shared_ptr<Sink> sink;
   uint64_t key;
@@ -268,7 +290,7 @@ void StreamCall::StartRequest(const grpc::ByteBuffer& bytes) {
     if (closing_ || finished_) return;
     key = next_key_++;
     running_[key] = nullptr;
-    sink = std::make_shared<Sink>(self_, key, *request, empty_final);
+    sink = std::make_shared<Sink>(self_, key, *std::move(turn), about, empty_final);
   }
   ++shared_->inferences;
   ++shared_->inferences_running;
@@ -446,22 +468,28 @@ void StreamCall::OnDone() {
 
 }  // namespace
 
-bool MayPass(const CallContext& shared, const grpc::CallbackServerContext& context) {
-  return !shared.keys.required() || shared.keys.Allows(Metadata(context, "authorization"));
+grpc::Status MayPass(const CallContext& shared, const grpc::CallbackServerContext& context) {
+  if (!shared.config.api_keys.required() || ClientOf(shared, context) != nullptr) return grpc::Status::OK;
+  return {grpc::StatusCode::UNAUTHENTICATED, "authorization: a valid API key is wanted as 'Bearer KEY'"};
 }
 
-grpc::Status NoKeyStatus() {
-  return {grpc::StatusCode::UNAUTHENTICATED, "send metadata 'authorization: Bearer KEY' with one of the server's keys"};
+grpc::Status MayChangeServer(const CallContext& shared, const grpc::CallbackServerContext& context) {
+  if (grpc::Status status = MayPass(shared, context); !status.ok() || shared.config.admin_routes) return status;
+  const ApiClient* client = ClientOf(shared, context);
+  if (client != nullptr && client->admin()) return grpc::Status::OK;
+  return {grpc::StatusCode::PERMISSION_DENIED,
+          "wants the key of an admin; without one, start the server with --enable_admin_routes"};
 }
 
 grpc::ServerUnaryReactor* StartModelInfer(std::shared_ptr<CallContext> shared, grpc::CallbackServerContext* context,
                                           const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  if (!MayPass(*shared, *context)) {
+  if (grpc::Status status = MayPass(*shared, *context); !status.ok()) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(NoKeyStatus());
+    reactor->Finish(status);
     return reactor;
   }
-  auto call = std::make_shared<UnaryCall>(std::move(shared), response);
+  ApiClient* client = ClientOf(*shared, *context);
+  auto call = std::make_shared<UnaryCall>(std::move(shared), client, response);
   call->Start(call, *request);
   return call.get();
 }

@@ -17,8 +17,9 @@
 
 namespace ekiben::rpc {
 
-bool MayPass(const CallContext& shared, const grpc::CallbackServerContext& context);
-grpc::Status NoKeyStatus();
+// OK, or what a call without a key that fits is told.
+grpc::Status MayPass(const CallContext& shared, const grpc::CallbackServerContext& context);
+grpc::Status MayChangeServer(const CallContext& shared, const grpc::CallbackServerContext& context);
 
 grpc::ServerUnaryReactor* StartModelInfer(std::shared_ptr<CallContext> shared, grpc::CallbackServerContext* context,
                                           const grpc::ByteBuffer* request, grpc::ByteBuffer* response);

@@ -167,6 +167,8 @@ class Service final : public CallbackLayers {
 
   Reactor* TraceSetting(Context* context, const inference::TraceSettingRequest* request,
                         inference::TraceSettingResponse* response) override {
+    if (grpc::Status status = MayChangeServer(*shared_, *context); request->settings_size() != 0 && !status.ok())
+      return Finished(context, status);
     return Guarded(context, [&]() -> Result<void> {
       ASSIGN_OR_RETURN(auto settings, core_.TraceSettings(request->model_name(), TakeTraceSettings(*request)));
       FillTraceSettings(settings, *response);
@@ -175,6 +177,8 @@ class Service final : public CallbackLayers {
   }
   Reactor* LogSettings(Context* context, const inference::LogSettingsRequest* request,
                        inference::LogSettingsResponse* response) override {
+    if (grpc::Status status = MayChangeServer(*shared_, *context); request->settings_size() != 0 && !status.ok())
+      return Finished(context, status);
     return Guarded(context, [&]() -> Result<void> {
       ASSIGN_OR_RETURN(auto changes, TakeLogSettings(*request));
       ASSIGN_OR_RETURN(auto settings, core_.LogSettings(changes));
@@ -198,15 +202,16 @@ class Service final : public CallbackLayers {
   }
   template <class Function>
   Reactor* Guarded(Context* context, const Function& function) {
-    if (!MayPass(*shared_, *context)) return Finished(context, NoKeyStatus());
-    return Finished(context, StatusOfResult(function()));
+    grpc::Status status = MayPass(*shared_, *context);
+    return Finished(context, status.ok() ? StatusOfResult(function()) : status);
   }
   Reactor* SharedMemory(Context* context, const grpc::Status& status) {
-    return Finished(context, MayPass(*shared_, *context) ? status : NoKeyStatus());
+    grpc::Status pass = MayPass(*shared_, *context);
+    return Finished(context, pass.ok() ? status : pass);
   }
   // `function` may take seconds; messages and reactor live until Finish.
   Reactor* OnWorker(Context* context, std::function<Result<void>()> function) {
-    if (!MayPass(*shared_, *context)) return Finished(context, NoKeyStatus());
+    if (grpc::Status status = MayChangeServer(*shared_, *context); !status.ok()) return Finished(context, status);
     Reactor* reactor = context->DefaultReactor();
     if (!jobs_.TryPush([reactor, run = std::move(function)] { reactor->Finish(StatusOfResult(run())); }))
       reactor->Finish(

@@ -59,7 +59,12 @@ bool Soon(Condition condition) {
 
 class GrpcTest : public ::testing::Test {
  protected:
-  void Serve(GrpcConfig config = {}) {
+  static GrpcConfig Open() {
+    GrpcConfig config;
+    config.admin_routes = true;
+    return config;
+  }
+  void Serve(GrpcConfig config = Open()) {
     config.port = 0;
     auto server = GrpcServer::Create(config, core_);
     ASSERT_TRUE(server.ok()) << server.error().message();
@@ -559,7 +564,7 @@ TEST_F(GrpcTest, PackedMessagesUnpackUpToABound) {
 
 TEST_F(GrpcTest, KeysGuardAllButLiveness) {
   GrpcConfig config;
-  config.api_keys = {"secret", "other"};
+  config.api_keys = ApiKeys({"secret", "other"});
   Serve(config);
   for (auto [value, allowed] : {std::pair<const char*, bool>{nullptr, false},
                                 {"Bearer wrong", false},
@@ -582,6 +587,57 @@ TEST_F(GrpcTest, KeysGuardAllButLiveness) {
     inference::ServerLiveResponse live;
     EXPECT_TRUE(stub_->ServerLive(&contexts[3], {}, &live).ok());
   }
+}
+
+TEST_F(GrpcTest, AKeysLimitsAndAdminRights) {
+  GrpcConfig config;
+  config.api_keys = ApiKeys(std::vector<ApiKey>{{.key = "one", .name = "one at once", .max_concurrency = 1},
+                                                {.key = "root", .name = "operations", .admin = true}});
+  Serve(config);
+  context_.AddMetadata("authorization", "Bearer one");
+  auto stream = stub_->ModelStreamInfer(&context_);
+  stream->Write(Request("held", "1"));
+  ASSERT_TRUE(Soon([&] { return core_.running() == 1; }));
+  stream->Write(Request("tokens", "2"));
+  ModelStreamInferResponse message;
+  ASSERT_TRUE(stream->Read(&message));
+  EXPECT_EQ(message.infer_response().id(), "2");
+  EXPECT_NE(message.error_message().find("try again later"), std::string::npos);
+  grpc::ClientContext second, fourth, fifth;
+  ModelInferResponse response;
+  second.AddMetadata("authorization", "Bearer one");
+  EXPECT_EQ(stub_->ModelInfer(&second, Request("echo", "3"), &response).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  context_.TryCancel();
+  stream->Finish();
+  ExpectNothingLeft();
+  EXPECT_TRUE(Soon([&] {  // its turn comes back
+    grpc::ClientContext again;
+    again.AddMetadata("authorization", "Bearer one");
+    return stub_->ModelInfer(&again, Request("echo", "4"), &response).ok();
+  }));
+
+  inference::RepositoryModelLoadRequest load;
+  inference::RepositoryModelLoadResponse loaded;
+  load.set_model_name("echo");
+  fourth.AddMetadata("authorization", "Bearer one");
+  EXPECT_EQ(stub_->RepositoryModelLoad(&fourth, load, &loaded).error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  fifth.AddMetadata("authorization", "Bearer root");
+  EXPECT_TRUE(stub_->RepositoryModelLoad(&fifth, load, &loaded).ok());
+}
+
+TEST_F(GrpcTest, SettingsAreReadByAllAndChangedByAdmins) {
+  Serve(GrpcConfig());
+  grpc::ClientContext first, second, third;
+  inference::LogSettingsRequest log;
+  inference::LogSettingsResponse logged;
+  EXPECT_TRUE(stub_->LogSettings(&first, log, &logged).ok());
+  (*log.mutable_settings())["log_info"].set_bool_param(false);
+  EXPECT_EQ(stub_->LogSettings(&second, log, &logged).error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  inference::TraceSettingRequest trace;
+  inference::TraceSettingResponse traced;
+  (*trace.mutable_settings())["trace_level"].add_value("TIMESTAMPS");
+  EXPECT_EQ(stub_->TraceSetting(&third, trace, &traced).error_code(), grpc::StatusCode::PERMISSION_DENIED);
 }
 
 TEST_F(GrpcTest, HealthChecksAndWatches) {
