@@ -18,6 +18,31 @@ HAS_GRPC = "--grpc_port" in subprocess.run([os.environ.get("EKIBEN_PROGRAM", "tr
 SCALE = int(os.environ.get("EKIBEN_TIME_SCALE", "1"))  # the server may be built with a sanitizer
 
 
+def pytest_collection_modifyitems(items):
+    """A build without gRPC (EKIBEN_GRPC=off), or a server without KServe's routes or BentoML's metrics, is not asked for
+    them; the run counts what it skipped."""
+    def missing(answers, reason):
+        return None if answers else pytest.mark.skip(reason=reason)
+
+    grpc = missing(HAS_GRPC or "EKIBEN_PROGRAM" not in os.environ, "this build has no gRPC")
+    try:
+        v2 = missing(httpx.get(URL + "/v2", timeout=60).status_code == 200, "this server has no /v2")
+        bento = missing("bentoml_service_" in httpx.get(URL + "/metrics", timeout=60).text, "no bentoml_service_* metrics")
+    except httpx.TransportError as error:
+        pytest.exit(f"no server at {URL}: {error}")
+    checks = tuple(f"test_{n:02}_" for n in range(9, 13)) + ("test_20_", "test_good_streams")
+    for item in items:
+        stem, name = item.path.stem, item.originalname
+        wants_v2 = stem == "test_triton_http" or stem == "test_cancels" or name.startswith("test_triton_") or \
+            stem == "test_acceptance" and name.startswith(checks)
+        wants_grpc = stem in ("test_triton_grpc", "test_triton_grpc_aio", "test_article_service", "test_cancels") or \
+            name.startswith("test_13_")
+        wants_bento = name.startswith(("test_02_multipart", "test_07_", "test_20_"))
+        for mark in (v2 if wants_v2 else None, grpc if wants_grpc else None, bento if wants_bento else None):
+            if mark is not None:
+                item.add_marker(mark)
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -6,7 +6,7 @@ import openai
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAI
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 
@@ -105,3 +105,10 @@ def test_tools(chat):
         pieces = chunk if pieces is None else pieces + chunk
     assert pieces.tool_calls[0]["args"] == call["args"]
     json.dumps(pieces.tool_calls[0]["args"])
+
+
+def test_embeddings(url, model):
+    embeddings = OpenAIEmbeddings(base_url=url + "/v1", api_key="EMPTY", model=model, check_embedding_ctx_length=False)
+    first, second = embeddings.embed_documents(["A train.", "A quiet lake."])
+    assert len(first) == len(second) > 0 and first != second
+    assert embeddings.embed_query("A train.") == pytest.approx(first, abs=1e-4)

@@ -65,3 +65,26 @@ def plain(url, model):
 
     client = openai.OpenAI(base_url=url + "/v1", api_key="EMPTY")
     return client.completions.create(model=model, prompt=PROMPT, max_tokens=8, temperature=0).choices[0].text
+
+
+def triton(url, route, **kwargs):
+    return litellm.completion(model="triton/ensemble", api_base=f"{url}/v2/models/ensemble/{route}",
+                              messages=[{"role": "user", "content": PROMPT}], max_tokens=8, **kwargs)
+
+
+def test_triton_generate(url, model):
+    assert triton(url, "generate").choices[0].message.content.endswith(plain(url, model))
+
+
+def test_triton_generate_stream(url, model):
+    assert chunk_text(triton(url, "generate", stream=True)).endswith(plain(url, model))
+
+
+def test_triton_infer(url):
+    assert triton(url, "infer").choices[0].message.content
+
+
+def test_embedding(url, model):
+    answer = litellm.embedding(model=f"openai/{model}", input=["A train.", "A lake."], api_base=url + "/v1",
+                               api_key="EMPTY", encoding_format="float")
+    assert len(answer.data) == 2 and len(answer.data[0]["embedding"]) == len(answer.data[1]["embedding"]) > 0
