@@ -22,7 +22,7 @@ class Router final : public App {
  public:
   Router(serve::ModelRegistry& models, http::Server& server, const Clock& clock, AppConfig config)
       : context_(models, server, clock, std::move(config)) {
-    for (auto surface : {OpenAiRoutes, BentoRoutes, TextRoutes, StatusRoutes}) {
+    for (auto surface : {OpenAiRoutes, BentoRoutes, TextRoutes, KserveRoutes, StatusRoutes}) {
       std::vector<Route> routes = surface(context_);
       std::move(routes.begin(), routes.end(), std::back_inserter(routes_));
     }
@@ -35,7 +35,10 @@ class Router final : public App {
     worker_.join();
   }
 
-  void BeginDrain() override { context_.draining = true; }
+  void BeginDrain() override {
+    context_.draining = true;
+    if (context_.config.kserve != nullptr) context_.config.kserve->BeginDrain();
+  }
   bool Drain(Nanos timeout) override;
   size_t calls_running() const override { return context_.calls.size(); }
   void Handle(http::Request request, const Writer& writer);

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "http/server.h"
+#include "kserve/inference.h"
 #include "serve/model_registry.h"
 
 namespace ekiben::api {
@@ -31,6 +32,7 @@ struct AppConfig {
   OpenAiLimits limits;
   std::string tool_call_parser = "auto";  // how the model writes its calls: api/tool_calls.h
   GenerateDefaults generate;
+  kserve::InferenceServer* kserve = nullptr;  // over the same models; outlives them and the app. Null: no /v2
 };
 
 class App {

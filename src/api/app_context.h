@@ -50,6 +50,7 @@ struct Route {
 std::vector<Route> OpenAiRoutes(AppContext& context);
 std::vector<Route> BentoRoutes(AppContext& context);
 std::vector<Route> TextRoutes(AppContext& context);    // tokenize, detokenize
+std::vector<Route> KserveRoutes(AppContext& context);  // /v2; none without AppConfig::kserve
 std::vector<Route> StatusRoutes(AppContext& context);  // health, metrics, version, the page
 
 void SendAnswer(const Writer& writer, const Answer& answer);

@@ -36,9 +36,26 @@ Answer BentoError(int status, std::string_view message) {
   return JsonAnswer(body + "}]", status);
 }
 
+int KserveStatusOf(const Error& error) {
+  switch (error.code()) {
+    case Code::kCancelled: return 400;
+    case Code::kUnsupported: return 501;
+    case Code::kOverloaded:
+    case Code::kDeadline: return 503;
+    default: return HttpStatusOf(error.code());
+  }
+}
+
+Answer KserveError(int status, std::string_view message) {
+  std::string body = "{\"error\":";
+  AppendJsonString(body, ReplaceInvalidUtf8(message));
+  return JsonAnswer(body + "}", status);
+}
+
 }  // namespace
 
 PathFamily FamilyOf(std::string_view path) {
+  if (path == "/v2" || path.starts_with("/v2/")) return PathFamily::kKserve;
   bool open_ai = path.starts_with("/v1/") || path == "/v1" || path == "/tokenize" || path == "/detokenize" ||
                  path == "/tokenizer_info";
   return open_ai ? PathFamily::kOpenAi : PathFamily::kBento;
@@ -87,6 +104,11 @@ std::string OpenAiErrorJson(const Error& error) {
 }
 
 Answer ErrorAnswer(PathFamily family, const Error& error) {
+  if (family == PathFamily::kKserve) {
+    Answer answer = KserveError(KserveStatusOf(error), error.message());
+    AddRetryAfter(answer);
+    return answer;
+  }
   int status = HttpStatusOf(error.code());
   Answer answer = family == PathFamily::kOpenAi ? JsonAnswer(OpenAiErrorJson(error), status)
                                                 : BentoError(status, ReplaceInvalidUtf8(error.message()));
@@ -95,6 +117,12 @@ Answer ErrorAnswer(PathFamily family, const Error& error) {
 }
 
 Answer StatusAnswer(PathFamily family, int status, std::string_view message) {
+  if (family == PathFamily::kKserve) {
+    bool words_of_its_own = status == 404 || status == 405;  // Triton's
+    Answer answer = KserveError(status, words_of_its_own ? http::ReasonPhrase(status) : message);
+    AddRetryAfter(answer);
+    return answer;
+  }
   if (family == PathFamily::kBento && (status == 404 || status == 405))
     return TextAnswer(std::string(http::ReasonPhrase(status)), status);
   std::string_view code = status == 401 ? "invalid_api_key" : "";

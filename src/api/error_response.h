@@ -1,5 +1,7 @@
 // The one table from errors to HTTP: status by code, body by path family.
-//   OpenAI (/v1/*, /tokenize, /detokenize, /tokenizer_info): {"error":{"message","type","param","code"}}, all four keys always there.
+//   OpenAI (/v1/*, /tokenize, /detokenize, /tokenizer_info): {"error":{"message","type","param","code"}}, all four keys
+//   always there.
+//   KServe (/v2/*): {"error": "..."}, with Triton's statuses: 501 for what is not offered, 503 for overload.
 //   BentoML (/generate): {"error": "..."}; a client's fault is an array of that, as BentoML sends it; what never
 //   reached the API (no route, wrong method) is plain text.
 // Thread: pure functions.
@@ -12,7 +14,7 @@
 
 namespace ekiben::api {
 
-enum class PathFamily : uint8_t { kOpenAi, kBento };
+enum class PathFamily : uint8_t { kOpenAi, kBento, kKserve };
 PathFamily FamilyOf(std::string_view path);
 
 struct Answer {

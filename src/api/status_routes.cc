@@ -13,6 +13,12 @@ bool Healthy(const AppContext& context) {
   return true;
 }
 
+std::string MetricsText(const AppContext& context) {
+  std::string out = context.metrics.Text();
+  if (context.config.kserve != nullptr) out += context.config.kserve->MetricsText();
+  return out;
+}
+
 Route Open(std::string path, std::function<void(const Writer&)> answer) {
   return {.path = std::move(path),
           .method = "GET",
@@ -42,7 +48,7 @@ std::vector<Route> StatusRoutes(AppContext& context) {
            }),
       Open("/metrics",
            [&context](const Writer& writer) {
-             writer->Send(200, {{"content-type", "text/plain; version=0.0.4; charset=utf-8"}}, context.metrics.Text());
+             writer->Send(200, {{"content-type", "text/plain; version=0.0.4; charset=utf-8"}}, MetricsText(context));
            }),
   };
   if (!context.config.web_page.empty())

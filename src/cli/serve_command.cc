@@ -36,6 +36,7 @@ struct ServeOptions {
   double traffic_timeout_s = 60, drain_timeout_s = 30;
   int32_t max_concurrency = 0, port = 3000, grpc_port = 8001, max_connections = 4096;
   double grpc_keepalive_time_s = 60, grpc_max_connection_age_s = 0;
+  kserve::InferenceServer::Config kserve;
 };
 
 sigset_t StopSignals() {
@@ -187,11 +188,14 @@ Result<int> Run(const ServeOptions& options) {
   config.tool_call_parser = options.tool_call_parser;
   config.web_page = kWebPage;
   config.max_concurrency = options.max_concurrency;
+  // gRPC knows no admin's keys, so there only the option counts; HTTP's own routes ask for either.
+  kserve::InferenceServer::Config inference_config = options.kserve;
+  inference_config.allow_model_control = inference_config.allow_trace_settings = inference_config.allow_log_settings =
+      options.admin_routes;
+  auto inference = kserve::InferenceServer::Create(*models, clock, inference_config);
+  config.kserve = inference.get();
   config.first_byte_timeout = Nanos(static_cast<int64_t>(options.traffic_timeout_s * 1e9));
   const ApiKeys keys = config.api_keys;
-  kserve::InferenceServer::Config core;
-  core.allow_model_control = core.allow_trace_settings = core.allow_log_settings = options.admin_routes;
-  auto inference = kserve::InferenceServer::Create(*models, clock, core);
   ASSIGN_OR_RETURN(auto app, api::CreateApp(*models, *server, clock, std::move(config)));
   ASSIGN_OR_RETURN(auto grpc, OpenGrpc(options, keys, *inference));
   server->Start();
@@ -298,6 +302,11 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
           ->check(CLI::NonNegativeNumber));
   add(command->add_option("--drain_timeout", options->drain_timeout_s, "Seconds that a drain may take")
           ->check(CLI::Range(0.0, 86400.0)));
+  add(command->add_flag("--accumulate_tokens", options->kserve.accumulate_tokens,
+                        "Each response of tensorrt_llm_bls carries the text so far, not what is new"));
+  add(command->add_option("--exclude_input_in_output", options->kserve.exclude_input_in_output,
+                          "An answer in one piece of Triton's models leaves the prompt out, where a request does not "
+                          "say"));
   command->callback([options, grpc_port, &outcome] {
     options->grpc_port_given = grpc_port->count() > 0;
     if (options->triton_ports) options->http.more_ports = {8000, 8002};

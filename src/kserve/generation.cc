@@ -33,9 +33,9 @@ Generation::Generation(Config config, GenerationPlan plan, const Clock& clock, S
       plan_(std::move(plan)),
       clock_(clock),
       statistics_(statistics),
-      sink_(std::move(sink)),
       ended_(std::move(ended)),
       arrival_(clock.Now()),
+      sink_(std::move(sink)),
       rows_(plan_.rows.size()),
       sequences_left_(rows_.size() * static_cast<size_t>(plan_.n)) {
   for (Row& row : rows_) row.sequences.resize(static_cast<size_t>(plan_.n));
@@ -332,6 +332,7 @@ void Generation::Finish() {
     Send(std::move(empty), Nanos(0));
   }
   ended_(Times());
+  sink_.reset();
 }
 
 void Generation::OnError(const Error& error) {
@@ -346,6 +347,7 @@ void Generation::Fail(const Error& error) {
   statistics_.Failed(config_.part, config_.prefix, FailureOf(error.code()), clock_.Now() - arrival_, responses_.size());
   sink_->OnError(error);
   ended_(Times());
+  sink_.reset();
 }
 
 }  // namespace ekiben::kserve

@@ -78,11 +78,11 @@ class Generation final : public Inference, public std::enable_shared_from_this<G
   const GenerationPlan plan_;
   const Clock& clock_;
   Statistics& statistics_;
-  const std::shared_ptr<InferSink> sink_;
   const std::function<void(const StageTimes&)> ended_;
   const Nanos arrival_;
 
   std::mutex responses_mutex_;
+  std::shared_ptr<InferSink> sink_;  // let go at the end: a sink may hold its inference
   std::vector<Row> rows_;
   std::vector<ResponseTimes> responses_;
   Nanos last_response_{}, first_response_{};

@@ -101,7 +101,7 @@ class InferenceServer {
     std::string version = "0.1.0";
     bool allow_model_control = false;   // load and unload
     bool allow_trace_settings = false;  // writing trace settings (a path on this machine)
-    bool allow_log_settings = true;     // writing log settings
+    bool allow_log_settings = false;    // writing log settings
     // TensorRT-LLM's names. Each response of tensorrt_llm_bls carries the text so far, not what is new.
     bool accumulate_tokens = false;
     // Where a request does not say: whether an answer in one piece leaves the prompt out.

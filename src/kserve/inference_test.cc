@@ -6,14 +6,13 @@
 #include <cstring>
 #include <future>
 
-#include "kserve/testing/scripted_models.h"
+#include "serve/testing/scripted_model.h"
 
 namespace ekiben::kserve {
 namespace {
 
 using namespace std::chrono_literals;
-using testing::ScriptedModelOptions;
-using testing::ScriptedModels;
+using serve::testing::ScriptedModelOptions;
 
 class RecordingSink final : public InferSink {
  public:
@@ -81,10 +80,19 @@ InferRequest TextRequest(const std::string& text, int32_t max_tokens, std::vecto
 
 class InferenceTest : public ::testing::Test {
  protected:
+  // "bytes" is loaded, "other" can be.
   void Start(ScriptedModelOptions options = {}, InferenceServer::Config config = {}) {
-    models.Add("bytes", std::move(options));
-    server = InferenceServer::Create(models, SystemClock::Get(), config);
+    options.name = "bytes";
+    options.facts.tokens_per_block = 16;
+    ScriptedModelOptions other;
+    other.name = "other";
+    std::vector<ScriptedModelOptions> all = {std::move(options), std::move(other)};
+    models = std::make_unique<serve::LoadedModels>(std::make_unique<serve::testing::ScriptedSource>(std::move(all)),
+                                                   config.allow_model_control);
+    ASSERT_TRUE(models->Open("bytes").ok());
+    server = InferenceServer::Create(*models, SystemClock::Get(), config);
   }
+  void TearDown() override { models.reset(); }  // what still runs counts itself in the server's numbers
   // Runs to its end. A refusal at once counts as the sink's error.
   std::shared_ptr<RecordingSink> Run(InferRequest request) {
     auto sink = std::make_shared<RecordingSink>();
@@ -102,8 +110,8 @@ class InferenceTest : public ::testing::Test {
     return sink->error->message();
   }
 
-  ScriptedModels models{SystemClock::Get()};
   std::unique_ptr<InferenceServer> server;
+  std::unique_ptr<serve::LoadedModels> models;
 };
 
 TEST_F(InferenceTest, TheEnsembleAnswersInOnePiece) {
@@ -400,7 +408,6 @@ TEST_F(InferenceTest, ModelsAreNamedLoadedAndUnloaded) {
   InferenceServer::Config config;
   config.allow_model_control = true;
   Start({}, config);
-  models.Add("other", {}, /*loaded=*/false);
   EXPECT_FALSE(*server->ModelReady("other", ""));
   EXPECT_FALSE(server->Metadata("other_ensemble", "").ok());
   ASSERT_TRUE(server->Load("other", {}).ok());
@@ -424,7 +431,7 @@ TEST_F(InferenceTest, ModelsAreNamedLoadedAndUnloaded) {
   auto index = server->Index(/*ready_only=*/false);
   ASSERT_EQ(index->size(), 7u);
   EXPECT_EQ(index->at(1).name, "other");
-  EXPECT_EQ(index->at(1).reason, "unloaded");
+  EXPECT_NE(index->at(1).kind, serve::ModelState::Kind::kReady);
   EXPECT_EQ(server->Index(true)->size(), 6u);
 }
 

@@ -15,6 +15,8 @@ Result<std::unique_ptr<TestServer>> TestServer::Start(TestServerOptions options)
   for (const std::string& name : options.model_names) RETURN_IF_ERROR(out->models->Open(name));
   out->executor = &dynamic_cast<serve::testing::ScriptedModel&>(*out->models->Find("")).executor();
   ASSIGN_OR_RETURN(out->server, http::Server::Create(options.http));
+  out->inference = kserve::InferenceServer::Create(*out->models, SystemClock::Get(), options.kserve);
+  options.app.kserve = out->inference.get();
   ASSIGN_OR_RETURN(out->app, CreateApp(*out->models, *out->server, SystemClock::Get(), options.app));
   out->server->Start();
   return out;

@@ -14,6 +14,7 @@ struct TestServerOptions {
   std::vector<std::string> model_names = {"test-model"};  // each with the service and executor above
   std::vector<std::string> model_aliases;                 // of the first
   bool models_may_change = false;
+  kserve::InferenceServer::Config kserve;
   AppConfig app;
 };
 
@@ -27,6 +28,7 @@ class TestServer {
 
   std::unique_ptr<http::Server> server;
   std::unique_ptr<App> app;
+  std::unique_ptr<kserve::InferenceServer> inference;
   std::unique_ptr<serve::LoadedModels> models;
   serve::testing::ScriptedExecutor* executor = nullptr;  // the first model's, while that is loaded
 };

@@ -3,7 +3,7 @@
 namespace ekiben::serve::testing {
 
 ScriptedModel::ScriptedModel(ScriptedModelOptions options)
-    : options_(std::move(options)), loaded_at_(SystemClock::Get().WallNow()) {}
+    : options_(std::move(options)), loaded_at_(options_.clock->WallNow()) {}
 
 Result<std::unique_ptr<ScriptedModel>> ScriptedModel::Create(ScriptedModelOptions options) {
   if (!options.executor.next_token) options.executor.next_token = EchoToken;
@@ -17,12 +17,12 @@ Result<std::unique_ptr<ScriptedModel>> ScriptedModel::Create(ScriptedModelOption
   options.facts.max_input_len = options.service.max_input_len;
   options.facts.max_batch_size = options.executor.max_batch_size;
   auto out = std::unique_ptr<ScriptedModel>(new ScriptedModel(std::move(options)));
-  out->executor_ = std::make_unique<ScriptedExecutor>(out->options_.executor, SystemClock::Get());
+  out->executor_ = std::make_unique<ScriptedExecutor>(out->options_.executor, *out->options_.clock);
   ASSIGN_OR_RETURN(auto parsed, text::ChatTemplate::Parse(ByteChatTemplate()));
   out->chat_template_ = std::make_unique<text::ChatTemplate>(std::move(parsed));
   ASSIGN_OR_RETURN(out->service_, Service::Create(*out->executor_, out->tokenizer_, out->chat_template_.get(),
-                                                  SystemClock::Get(), out->options_.service));
-  out->executor_->Start();
+                                                  *out->options_.clock, out->options_.service));
+  if (out->options_.start) out->executor_->Start();
   return out;
 }
 

@@ -21,6 +21,8 @@ struct ScriptedModelOptions {
   ServiceConfig service;     // limits that are 0 are filled
   ScriptedOptions executor;  // next_token: EchoToken when empty
   EngineFacts facts;         // limits and vocabulary are the service's
+  const Clock* clock = &SystemClock::Get();
+  bool start = true;  // false: the test starts the executor
 };
 
 class ScriptedModel final : public ServedModel {

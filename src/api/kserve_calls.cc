@@ -1,0 +1,149 @@
+#include "api/kserve_calls.h"
+
+#include <atomic>
+#include <mutex>
+
+namespace ekiben::api {
+namespace {
+
+constexpr const char* kNotOneResponse =
+    "generate expects model to produce exactly 1 response, use generate stream for model that generates various number "
+    "of responses";
+
+// Sink of its inference, and what the client's leaving finds. The inference is known only after Infer returned, which
+// may be after its last response.
+class Call final : public kserve::InferSink {
+ public:
+  Call(KserveAnswer kind, InferBody asked, std::optional<std::string> load,
+       std::shared_ptr<http::ResponseWriter> writer)
+      : kind_(kind), asked_(std::move(asked)), load_(std::move(load)), writer_(std::move(writer)) {}
+
+  void OnResponse(kserve::InferResponse response) override;
+  void OnError(const Error& error) override;
+  void SetInference(std::shared_ptr<kserve::Inference> inference);
+  void Cancel();
+
+ private:
+  http::Headers HeadersOf(const char* content_type) const;
+  void Refuse(const Error& error);
+  void AnswerInfer(const kserve::InferResponse& response);
+  void AnswerGenerate(kserve::InferResponse response);
+  void AnswerStream(const kserve::InferResponse& response);
+
+  const KserveAnswer kind_;
+  const InferBody asked_;
+  const std::optional<std::string> load_;
+  const std::shared_ptr<http::ResponseWriter> writer_;
+  // Of the sink, which is called one at a time.
+  std::optional<kserve::InferResponse> only_;
+  bool started_ = false, done_ = false;
+
+  std::mutex mutex_;
+  std::shared_ptr<kserve::Inference> inference_;
+  bool cancelled_ = false;
+};
+
+http::Headers Call::HeadersOf(const char* content_type) const {
+  http::Headers out = {{"content-type", content_type}};
+  if (load_) out.emplace_back("endpoint-load-metrics", *load_);
+  return out;
+}
+
+void Call::SetInference(std::shared_ptr<kserve::Inference> inference) {
+  std::lock_guard lock(mutex_);
+  if (cancelled_)
+    inference->Cancel();
+  else
+    inference_ = std::move(inference);
+}
+
+void Call::Cancel() {
+  std::shared_ptr<kserve::Inference> inference;
+  {
+    std::lock_guard lock(mutex_);
+    cancelled_ = true;
+    inference = std::move(inference_);
+  }
+  if (inference != nullptr) inference->Cancel();
+}
+
+void Call::Refuse(const Error& error) {
+  done_ = true;
+  Answer answer = ErrorAnswer(PathFamily::kKserve, error);
+  writer_->Send(answer.status, answer.headers, answer.body);
+}
+
+void Call::OnResponse(kserve::InferResponse response) {
+  if (done_) return;
+  switch (kind_) {
+    case KserveAnswer::kInfer: return AnswerInfer(response);
+    case KserveAnswer::kGenerate: return AnswerGenerate(std::move(response));
+    case KserveAnswer::kGenerateStream: return AnswerStream(response);
+  }
+}
+
+void Call::OnError(const Error& error) {
+  if (done_) return;
+  if (!started_) return Refuse(error);
+  done_ = true;
+  std::string body = ErrorAnswer(PathFamily::kKserve, error).body;
+  writer_->Write("data: " + body + "\n\n");
+  writer_->Finish();
+}
+
+void Call::AnswerInfer(const kserve::InferResponse& response) {
+  auto answer = WriteInferAnswer(response, asked_);
+  if (!answer.ok()) return Refuse(answer.error());
+  done_ = true;
+  http::Headers headers = HeadersOf(answer->binary ? "application/octet-stream" : "application/json");
+  if (answer->binary) headers.emplace_back("inference-header-content-length", std::to_string(answer->json_bytes));
+  writer_->Send(200, headers, answer->body);
+}
+
+// Held until the end: a second response makes all of it an error.
+void Call::AnswerGenerate(kserve::InferResponse response) {
+  bool final = response.final;
+  if (!response.outputs.empty()) {
+    if (only_) {
+      Refuse(Error(Code::kInternal, kNotOneResponse));
+      return Cancel();
+    }
+    only_ = std::move(response);
+  }
+  if (!final) return;
+  if (!only_) return Refuse(Error(Code::kInternal, kNotOneResponse));
+  done_ = true;
+  std::string body;
+  AppendGenerateAnswer(body, *only_);
+  writer_->Send(200, HeadersOf("application/json"), body);
+}
+
+void Call::AnswerStream(const kserve::InferResponse& response) {
+  if (!std::exchange(started_, true)) writer_->Start(200, HeadersOf("text/event-stream; charset=utf-8"));
+  if (!response.outputs.empty()) {
+    std::string chunk = "data: ";
+    AppendGenerateAnswer(chunk, response);
+    chunk.append("\n\n");
+    writer_->Write(chunk);
+  }
+  if (!response.final) return;
+  done_ = true;
+  writer_->Finish();
+}
+
+}  // namespace
+
+void RunInference(kserve::InferenceServer& server, KserveAnswer kind, kserve::InferRequest request, InferBody asked,
+                  std::optional<std::string> load, std::shared_ptr<http::ResponseWriter> writer) {
+  auto call = std::make_shared<Call>(kind, std::move(asked), std::move(load), writer);
+  request.may_stream = kind != KserveAnswer::kInfer;
+  auto inference = server.Infer(std::move(request), call);
+  if (!inference.ok()) return call->OnError(inference.error());
+  call->SetInference(*std::move(inference));
+  std::weak_ptr<Call> weak = call;
+  writer->OnClosed([weak] {
+    if (auto left = weak.lock()) left->Cancel();
+  });
+}
+
+}  // namespace ekiben::api
