@@ -1,5 +1,5 @@
-# cmake -DINPUT=page.html -DOUTPUT=page.cc -P EmbedFile.cmake
-# Writes a source file that defines ekiben::cli::kWebPage with INPUT's bytes.
+# cmake -DINPUT=page.html -DNAME=kWebPage -DOUTPUT=page.cc -P EmbedFile.cmake
+# Writes a source file that defines ekiben::cli::NAME, declared in cli/web_page.h, with INPUT's bytes.
 file(READ "${INPUT}" hex HEX)
 string(LENGTH "${hex}" digits)
 math(EXPR bytes "${digits} / 2")
@@ -10,6 +10,6 @@ namespace ekiben::cli {
 namespace {
 constexpr char kBytes[] = {${body}};
 }
-const std::string_view kWebPage(kBytes, ${bytes});
+const std::string_view ${NAME}(kBytes, ${bytes});
 }  // namespace ekiben::cli
 ")

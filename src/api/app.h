@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "api/bento_request.h"
 #include "api/openai_request.h"
+#include "api/service_definition.h"
 #include "base/api_keys.h"
 #include "base/clock.h"
 #include "base/result.h"
@@ -19,19 +19,20 @@
 namespace ekiben::api {
 
 struct AppConfig {
-  std::string service_name = "ekiben";  // "server: BentoML Service/<name>" on /generate
   std::string version = "0.1.0";
   ApiKeys api_keys;           // none: open
   bool admin_routes = false;  // for everyone who may pass; else only for keys that are an admin's
   bool log_requests = false;  // with their bodies, so with prompts
-  std::string_view web_page;  // served at "/"; static storage; empty: 404
+  // Served at "/" and "/docs"; static storage; empty: 404.
+  std::string_view web_page, docs_page;
   size_t body_bytes_max = size_t{16} << 20;
   int32_t max_concurrency = 0;  // traffic.max_concurrency: generating calls at once, then 429; 0: no limit
   Nanos first_byte_timeout{};   // traffic.timeout: to the first byte of the answer, then 504; 0: none
   Nanos request_timeout{};      // to the end of the answer; 0: none
   OpenAiLimits limits;
   std::string tool_call_parser = "auto";  // how the model writes its calls: api/tool_calls.h
-  GenerateDefaults generate;
+  // The product API and its name; its own traffic limits are not read here but by who fills the two above.
+  ServiceDefinition service = ArticleService();
   kserve::InferenceServer* kserve = nullptr;  // over the same models; outlives them and the app. Null: no /v2
 };
 

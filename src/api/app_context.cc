@@ -10,7 +10,13 @@
 namespace ekiben::api {
 
 AppContext::AppContext(serve::ModelRegistry& m, http::Server& s, const Clock& c, AppConfig conf)
-    : models(m), server(s), clock(c), config(std::move(conf)), metrics(m, s) {}
+    : models(m),
+      server(s),
+      clock(c),
+      config(std::move(conf)),
+      metrics(m, s),
+      service_metrics(metrics.registry(), config.service.metrics_namespace, config.service.name, config.service.version,
+                      c) {}
 
 void SendAnswer(const Writer& writer, const Answer& answer) {
   writer->Send(answer.status, answer.headers, answer.body);

@@ -15,6 +15,7 @@
 #include "api/error_response.h"
 #include "api/metrics.h"
 #include "api/request_ids.h"
+#include "api/service_metrics.h"
 #include "base/json.h"
 #include "http/server.h"
 #include "serve/model_registry.h"
@@ -31,6 +32,7 @@ struct AppContext {
   const Clock& clock;
   const AppConfig config;
   Metrics metrics;
+  ServiceMetrics service_metrics;
   CallRegistry calls;
   RequestIds ids;
   std::atomic<bool> draining{false};
@@ -51,7 +53,7 @@ std::vector<Route> OpenAiRoutes(AppContext& context);
 std::vector<Route> BentoRoutes(AppContext& context);
 std::vector<Route> TextRoutes(AppContext& context);    // tokenize, detokenize
 std::vector<Route> KserveRoutes(AppContext& context);  // /v2; none without AppConfig::kserve
-std::vector<Route> StatusRoutes(AppContext& context);  // health, metrics, version, the page
+std::vector<Route> StatusRoutes(AppContext& context);  // health, metrics, version, the pages
 
 void SendAnswer(const Writer& writer, const Answer& answer);
 // A JSON body that may be read: its type, no coding, an object.

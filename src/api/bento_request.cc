@@ -9,6 +9,7 @@
 
 #include "api/json_text.h"
 #include "base/json.h"
+#include "http/form.h"
 #include "http/request.h"
 
 namespace ekiben::api {
@@ -20,84 +21,156 @@ std::string_view Trim(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
 }
 
-std::string FormDecode(std::string_view text) {
-  std::string plain(text);
-  std::replace(plain.begin(), plain.end(), '+', ' ');
-  return http::DecodePercent(plain);
-}
+constexpr size_t kFormFieldsMax = 1000;  // starlette's
 
 // Each field is JSON when it reads as such, else a string.
-json::object ParseForm(std::string_view body) {
+json::object FieldsOf(const std::vector<std::pair<std::string, std::string>>& form) {
   json::object out;
-  while (!body.empty()) {
-    size_t end = body.find('&');
-    std::string_view pair = body.substr(0, end);
-    body = end == std::string_view::npos ? std::string_view() : body.substr(end + 1);
-    size_t equals = pair.find('=');
-    if (equals == std::string_view::npos) continue;
-    std::string value = ReplaceInvalidUtf8(FormDecode(pair.substr(equals + 1)));
+  for (const auto& [name, bytes] : form) {
+    std::string value = ReplaceInvalidUtf8(bytes);
     auto parsed = ParseJson(value, {.depth_max = 16});
-    out[ReplaceInvalidUtf8(FormDecode(pair.substr(0, equals)))] = parsed.ok() ? *std::move(parsed) : json::value(value);
+    out[ReplaceInvalidUtf8(name)] = parsed.ok() ? *std::move(parsed) : json::value(value);
   }
   return out;
 }
 
+// pydantic's checks of one value; `value` becomes what they make of it.
 class Checker {
  public:
-  explicit Checker(const json::object& body) : body_(body) {}
+  Checker(const ServiceField& field, json::value& value, std::vector<FieldProblem>& problems)
+      : field_(field), value_(value), problems_(problems) {}
 
-  void String(const char* field, std::string& out, bool null_is_default) {
-    const json::value* value = body_.if_contains(field);
-    if (value == nullptr || (value->is_null() && null_is_default)) return;
-    if (!value->is_string()) return Add("string_type", field, "Input should be a valid string");
-    out = std::string(value->get_string());
-  }
-
-  void Int(const char* field, int64_t low, int64_t high, int32_t& out) {
-    const json::value* value = body_.if_contains(field);
-    if (value == nullptr) return;
-    double number = 0;
-    if (value->is_bool()) {
-      number = value->get_bool() ? 1 : 0;
-    } else if (value->is_number()) {
-      number = value->to_number<double>();
-      if (!std::isfinite(number)) return Add("finite_number", field, "Input should be a finite number");
-      if (number != std::floor(number))
-        return Add("int_from_float", field, "Input should be a valid integer, got a number with a fractional part");
-    } else if (value->is_string()) {
-      std::string_view text = Trim(value->get_string());
-      auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
-      if (code != std::errc() || end != text.data() + text.size() || number != std::floor(number))
-        return Add("int_parsing", field, "Input should be a valid integer, unable to parse string as an integer");
-    } else {
-      return Add("int_type", field, "Input should be a valid integer");
+  bool Check() {
+    switch (field_.type) {
+      case FieldType::kString: return String();
+      case FieldType::kInteger: return Integer() && InRange();
+      case FieldType::kNumber: return Number() && InRange();
+      case FieldType::kBoolean: return Boolean();
     }
-    if (number < static_cast<double>(low))
-      return Add("greater_than_equal", field, fmt::format("Input should be greater than or equal to {}", low));
-    if (number > static_cast<double>(high))
-      return Add("less_than_equal", field, fmt::format("Input should be less than or equal to {}", high));
-    out = static_cast<int32_t>(number);
+    return false;
   }
-
-  void Add(std::string type, std::string field, std::string message) {
-    problems.push_back({std::move(type), std::move(field), std::move(message)});
-  }
-
-  std::vector<FieldProblem> problems;
 
  private:
-  const json::object& body_;
+  bool Bad(const char* type, std::string message) {
+    problems_.push_back({type, field_.name, std::move(message)});
+    return false;
+  }
+
+  bool String() {
+    if (!value_.is_string()) return Bad("string_type", "Input should be a valid string");
+    std::string_view text = value_.get_string();
+    if (field_.max_length && CountCodePoints(text) > static_cast<size_t>(*field_.max_length))
+      return Bad("string_too_long", fmt::format("String should have at most {} character{}", *field_.max_length,
+                                                *field_.max_length == 1 ? "" : "s"));
+    if (field_.choices.empty()) return true;
+    std::string names;
+    for (size_t i = 0; i < field_.choices.size(); ++i) {
+      if (field_.choices[i] == text) return true;
+      if (i > 0) names += i + 1 == field_.choices.size() ? " or " : ", ";
+      names += "'" + field_.choices[i] + "'";
+    }
+    return Bad("literal_error", "Input should be " + names);
+  }
+
+  // From a string, with blanks around it.
+  bool Parse(double& number) const {
+    std::string_view text = Trim(value_.get_string());
+    if (text.starts_with('+')) text.remove_prefix(1);
+    auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), number);
+    return code == std::errc() && end == text.data() + text.size() && std::isfinite(number);
+  }
+
+  bool Integer() {
+    double number = 0;
+    if (value_.is_int64()) return true;
+    if (value_.is_bool()) {
+      number = value_.get_bool() ? 1 : 0;
+    } else if (value_.is_number()) {
+      number = value_.to_number<double>();
+      if (!std::isfinite(number)) return Bad("finite_number", "Input should be a finite number");
+      if (number != std::floor(number))
+        return Bad("int_from_float", "Input should be a valid integer, got a number with a fractional part");
+    } else if (value_.is_string()) {
+      bool whole = Parse(number) && number == std::floor(number) &&
+                   value_.get_string().find_first_of("eE") == json::string::npos;
+      if (!whole) return Bad("int_parsing", "Input should be a valid integer, unable to parse string as an integer");
+    } else {
+      return Bad("int_type", "Input should be a valid integer");
+    }
+    constexpr double kExact = 9007199254740992.0;  // 2^53: beyond it doubles are not every integer
+    if (number > kExact) return Bad("less_than_equal", "Input should be less than or equal to 9007199254740992");
+    if (number < -kExact)
+      return Bad("greater_than_equal", "Input should be greater than or equal to -9007199254740992");
+    value_ = static_cast<int64_t>(number);
+    return true;
+  }
+
+  bool Number() {
+    double number = 0;
+    if (value_.is_number()) {
+      number = value_.to_number<double>();
+      if (!std::isfinite(number)) return Bad("finite_number", "Input should be a finite number");
+    } else if (value_.is_bool()) {
+      number = value_.get_bool() ? 1 : 0;
+    } else if (value_.is_string()) {
+      if (!Parse(number))
+        return Bad("float_parsing", "Input should be a valid number, unable to parse string as a number");
+    } else {
+      return Bad("float_type", "Input should be a valid number");
+    }
+    value_ = number;
+    return true;
+  }
+
+  bool InRange() {
+    double number = value_.to_number<double>();
+    if (field_.minimum && number < *field_.minimum)
+      return Bad("greater_than_equal", fmt::format("Input should be greater than or equal to {:g}", *field_.minimum));
+    if (field_.maximum && number > *field_.maximum)
+      return Bad("less_than_equal", fmt::format("Input should be less than or equal to {:g}", *field_.maximum));
+    return true;
+  }
+
+  bool Boolean() {
+    if (value_.is_bool()) return true;
+    if (value_.is_number()) {
+      double number = value_.to_number<double>();
+      if (number != 0 && number != 1)
+        return Bad("bool_parsing", "Input should be a valid boolean, unable to interpret input");
+      value_ = number == 1;
+      return true;
+    }
+    if (!value_.is_string()) return Bad("bool_type", "Input should be a valid boolean");
+    std::string_view text = value_.get_string();
+    for (std::string_view word : {"true", "t", "yes", "y", "on", "1"})
+      if (http::EqualsIgnoreCase(text, word)) return value_ = true, true;
+    for (std::string_view word : {"false", "f", "no", "n", "off", "0"})
+      if (http::EqualsIgnoreCase(text, word)) return value_ = false, true;
+    return Bad("bool_parsing", "Input should be a valid boolean, unable to interpret input");
+  }
+
+  const ServiceField& field_;
+  json::value& value_;
+  std::vector<FieldProblem>& problems_;
 };
 
 }  // namespace
 
-GenerateParse ParseGenerateBody(std::string_view body, std::string_view content_type,
-                                const GenerateDefaults& defaults) {
-  GenerateParse out;
-  out.input = {defaults.prompt, defaults.system_prompt, static_cast<int32_t>(defaults.max_tokens)};
-  json::object fields;
-  if (content_type.starts_with("application/x-www-form-urlencoded")) {
-    fields = ParseForm(body);
+bool CheckField(const ServiceField& field, json::value& value, std::vector<FieldProblem>& problems) {
+  return Checker(field, value, problems).Check();
+}
+
+BentoParse ParseBentoBody(std::string_view body, std::string_view content_type,
+                          const std::vector<ServiceField>& fields) {
+  BentoParse out;
+  json::object given;
+  if (http::IsForm(content_type)) {
+    auto form = http::ParseForm(body, content_type, kFormFieldsMax);
+    if (!form.ok()) {
+      out.problems.push_back({"value_error", "", "Value error, " + form.error().message()});
+      return out;
+    }
+    given = FieldsOf(*form);
   } else if (!Trim(body).empty()) {
     auto parsed = ParseJson(body, {.depth_max = 64});
     if (!parsed.ok()) {
@@ -108,13 +181,19 @@ GenerateParse ParseGenerateBody(std::string_view body, std::string_view content_
       out.problems.push_back({"model_type", "", "Input should be an object"});
       return out;
     }
-    fields = std::move(parsed->get_object());
+    given = std::move(parsed->get_object());
   }
-  Checker check(fields);
-  check.String("prompt", out.input.prompt, /*null_is_default=*/false);
-  check.String("system_prompt", out.input.system_prompt, /*null_is_default=*/true);
-  check.Int("max_tokens", defaults.max_tokens_min, defaults.max_tokens_max, out.input.max_tokens);
-  out.problems = std::move(check.problems);
+  for (const ServiceField& field : fields) {
+    json::value* value = given.if_contains(field.name);
+    bool absent = value == nullptr || (value->is_null() && field.nullable);
+    if (absent && value == nullptr && !field.default_value) {
+      out.problems.push_back({"missing", field.name, "Field required"});
+    } else if (absent) {
+      out.values[field.name] = field.default_value.value_or(nullptr);
+    } else if (CheckField(field, *value, out.problems)) {
+      out.values[field.name] = std::move(*value);
+    }
+  }
   return out;
 }
 

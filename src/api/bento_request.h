@@ -1,26 +1,14 @@
-// The body of POST /generate, BentoML's product API: {"prompt", "system_prompt", "max_tokens"}, all optional, as JSON
-// or as a form, checked and coerced as pydantic does in its lax mode, with its error list. Thread: pure functions.
-// Knows nothing of HTTP, so that it is fuzzed alone.
+// The body of a BentoML API: a JSON object or a form, checked and coerced against the API's fields as pydantic does in
+// its lax mode, with its error list. Thread: pure functions. Knows nothing of HTTP, so that it is fuzzed alone.
 #pragma once
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "api/service_definition.h"
+#include "base/json.h"
+
 namespace ekiben::api {
-
-struct GenerateDefaults {
-  std::string prompt = "Explain superconductors in plain English";
-  std::string system_prompt =
-      "You are a helpful, careful assistant. Answer truthfully and safely, say so when a question makes no sense, and "
-      "say that you do not know rather than guess.";
-  int64_t max_tokens_min = 128, max_tokens_max = 1024, max_tokens = 1024;
-};
-
-struct GenerateInput {
-  std::string prompt, system_prompt;
-  int32_t max_tokens = 0;
-};
 
 struct FieldProblem {
   std::string type;   // pydantic's: "int_type", "greater_than_equal", ...
@@ -28,12 +16,17 @@ struct FieldProblem {
   std::string message;
 };
 
-// Either problems is empty or input is meaningless. `content_type`: a form is read as one, anything else as JSON.
-struct GenerateParse {
-  GenerateInput input;
+// Either problems is empty, and values has every field (of its type, or null where that is the default), or values is
+// meaningless. Unknown keys are dropped. `content_type`: a form is read as one, anything else as JSON.
+struct BentoParse {
+  json::object values;
   std::vector<FieldProblem> problems;
 };
-GenerateParse ParseGenerateBody(std::string_view body, std::string_view content_type, const GenerateDefaults& defaults);
+BentoParse ParseBentoBody(std::string_view body, std::string_view content_type,
+                          const std::vector<ServiceField>& fields);
+
+// One value against its field: coerced in place. False: a problem was added.
+bool CheckField(const ServiceField& field, json::value& value, std::vector<FieldProblem>& problems);
 
 // {"error":"2 validation error for Input","detail":[{"type","loc","msg","url"}]}
 std::string ProblemsJson(const std::vector<FieldProblem>& problems);

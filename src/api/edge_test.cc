@@ -7,7 +7,6 @@
 #include <set>
 #include <thread>
 
-#include "api/bento_request.h"
 #include "api/error_response.h"
 #include "api/json_text.h"
 #include "api/request_ids.h"
@@ -46,54 +45,6 @@ TEST(JsonText, NumbersThatJsonLacks) {
   out += ' ';
   AppendJsonInt(out, -42);
   EXPECT_EQ(out, "-9999 -0.5 -42");
-}
-
-TEST(BentoRequest, DefaultsAndLaxCoercion) {
-  GenerateDefaults defaults;
-  for (const char* body : {"", "{}", "  ", R"({"extra":1})", R"({"system_prompt":null})"}) {
-    auto parsed = ParseGenerateBody(body, "application/json", defaults);
-    EXPECT_TRUE(parsed.problems.empty()) << body;
-    EXPECT_EQ(parsed.input.prompt, defaults.prompt);
-    EXPECT_EQ(parsed.input.system_prompt, defaults.system_prompt);
-    EXPECT_EQ(parsed.input.max_tokens, 1024);
-  }
-  EXPECT_EQ(ParseGenerateBody(R"({"system_prompt":""})", "", defaults).input.system_prompt, "");
-  for (const char* body : {R"({"max_tokens":"300"})", R"({"max_tokens":300.0})", R"({"max_tokens":300})",
-                           R"({"max_tokens":1,"max_tokens":300})"})
-    EXPECT_EQ(ParseGenerateBody(body, "text/plain", defaults).input.max_tokens, 300) << body;
-  auto form = ParseGenerateBody("prompt=two+words%21&max_tokens=200", "application/x-www-form-urlencoded", defaults);
-  EXPECT_TRUE(form.problems.empty());
-  EXPECT_EQ(form.input.prompt, "two words!");
-  EXPECT_EQ(form.input.max_tokens, 200);
-}
-
-TEST(BentoRequest, ProblemsHavePydanticsTypes) {
-  GenerateDefaults defaults;
-  const std::pair<const char*, const char*> cases[] = {
-      {R"({"max_tokens":127})", "greater_than_equal"},
-      {R"({"max_tokens":1025})", "less_than_equal"},
-      {R"({"max_tokens":300.5})", "int_from_float"},
-      {R"({"max_tokens":null})", "int_type"},
-      {R"({"max_tokens":[1]})", "int_type"},
-      {R"({"max_tokens":"abc"})", "int_parsing"},
-      {R"({"max_tokens":"300.5"})", "int_parsing"},
-      {R"({"max_tokens":true})", "greater_than_equal"},
-      {R"({"prompt":null})", "string_type"},
-      {R"({"prompt":5})", "string_type"},
-      {R"({"system_prompt":[]})", "string_type"},
-      {"[1]", "model_type"},
-      {"{bad", "json_invalid"},
-  };
-  for (auto [body, type] : cases) {
-    auto parsed = ParseGenerateBody(body, "application/json", defaults);
-    ASSERT_EQ(parsed.problems.size(), 1u) << body;
-    EXPECT_EQ(parsed.problems[0].type, type) << body;
-    auto answer = boost::json::parse(ProblemsJson(parsed.problems));
-    EXPECT_EQ(answer.at("error"), "1 validation error for Input");
-    EXPECT_EQ(answer.at("detail").at(0).at("loc").as_array().empty(), body[0] == '[' || body[1] == 'b');
-  }
-  auto two = ParseGenerateBody(R"({"prompt":1,"max_tokens":1})", "", defaults);
-  EXPECT_EQ(two.problems.size(), 2u);
 }
 
 TEST(ErrorResponse, ShapesByFamily) {

@@ -8,19 +8,29 @@ namespace {
 
 class GenerateCall final : public CompletionCall {
  public:
-  GenerateCall(const CallContext& context, std::shared_ptr<http::ResponseWriter> writer, http::Headers headers)
-      : CompletionCall(context, std::move(writer)), headers_(std::move(headers)) {}
+  GenerateCall(const CallContext& context, std::shared_ptr<http::ResponseWriter> writer, http::Headers headers,
+               bool stream)
+      : CompletionCall(context, std::move(writer)), headers_(std::move(headers)), stream_(stream) {}
 
  private:
   void PromptKnown(Prompt&) override {}
 
   void Text(Prompt&, Sequence&, const serve::TextEvent& event) override {
     if (event.text.empty()) return;
+    if (!stream_) {
+      text_.append(event.text);
+      return;
+    }
     StartOnce();
     writer_->Write(event.text);
   }
 
   void AllEnded() override {
+    if (!stream_) {
+      Answer answer = TextAnswer(std::move(text_));
+      answer.headers.insert(answer.headers.end(), headers_.begin(), headers_.end());
+      return writer_->Send(answer.status, answer.headers, answer.body);
+    }
     StartOnce();
     writer_->Finish();
   }
@@ -48,13 +58,16 @@ class GenerateCall final : public CompletionCall {
   }
 
   const http::Headers headers_;
+  const bool stream_;
+  std::string text_;  // without a stream
 };
 
 }  // namespace
 
 std::shared_ptr<CompletionCall> MakeGenerateCall(const CallContext& context,
-                                                 std::shared_ptr<http::ResponseWriter> writer, http::Headers headers) {
-  return std::make_shared<GenerateCall>(context, std::move(writer), std::move(headers));
+                                                 std::shared_ptr<http::ResponseWriter> writer, http::Headers headers,
+                                                 bool stream) {
+  return std::make_shared<GenerateCall>(context, std::move(writer), std::move(headers), stream);
 }
 
 }  // namespace ekiben::api

@@ -1,6 +1,6 @@
-// The answer of POST /generate: the text itself, one HTTP chunk an event, no framing. The status line goes out with the
-// first text, so that a failure before it is a clean error; one after it is a line of JSON in the text, as the service
-// that this replaces wrote it.
+// The answer of a BentoML API: the text itself. A stream is one HTTP chunk an event, no framing; its status line goes
+// out with the first text, so that a failure before it is a clean error; one after it is a line of JSON in the text, as
+// the service that this replaces wrote it. Without a stream it is one text/plain document.
 #pragma once
 #include <memory>
 #include <string>
@@ -10,6 +10,7 @@
 namespace ekiben::api {
 
 std::shared_ptr<CompletionCall> MakeGenerateCall(const CallContext& context,
-                                                 std::shared_ptr<http::ResponseWriter> writer, http::Headers headers);
+                                                 std::shared_ptr<http::ResponseWriter> writer, http::Headers headers,
+                                                 bool stream);
 
 }  // namespace ekiben::api

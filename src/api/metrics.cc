@@ -253,6 +253,10 @@ void Metrics::RequestRefused(Code code) {
   Of(model != nullptr ? model->name() : "").RequestFails(code);
 }
 
+prometheus::Registry& Metrics::registry() {
+  return state_->families.registry;
+}
+
 std::string Metrics::Text() const {
   std::vector<MetricFamily> families = state_->families.registry.Collect();
   size_t own = families.size();

@@ -12,6 +12,10 @@
 #include "request/request.h"
 #include "serve/model_registry.h"
 
+namespace prometheus {
+class Registry;
+}
+
 namespace ekiben::api {
 
 // What happens to the calls of one model.
@@ -39,6 +43,9 @@ class Metrics {
   ModelMetrics& Of(const std::string& model);
   // Failed before a model was found: counted for the default one.
   void RequestRefused(Code code);
+
+  // Where further families are added; Text() shows them, too.
+  prometheus::Registry& registry();
 
   // Prometheus text format 0.0.4.
   std::string Text() const;

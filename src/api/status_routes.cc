@@ -29,15 +29,21 @@ Route Open(std::string path, std::function<void(const Writer&)> answer) {
 }  // namespace
 
 std::vector<Route> StatusRoutes(AppContext& context) {
+  // BentoML counts its probes, too.
+  auto counted = [&context](const char* path, std::function<void(const Writer&)> answer) {
+    return Open(path, [&context, path, answer = std::move(answer)](const Writer& writer) {
+      answer(context.service_metrics.Watch(path, writer));
+    });
+  };
   auto live = [&context](const Writer& writer) { SendAnswer(writer, TextAnswer("\n", Healthy(context) ? 200 : 503)); };
   auto ready = [&context](const Writer& writer) {
     SendAnswer(writer, TextAnswer("\n", Healthy(context) && !context.draining ? 200 : 503));
   };
   auto health = [&context](const Writer& writer) { writer->Send(Healthy(context) ? 200 : 503, {}, ""); };
   std::vector<Route> out = {
-      Open("/healthz", live),
-      Open("/livez", live),
-      Open("/readyz", ready),
+      counted("/healthz", live),
+      counted("/livez", live),
+      counted("/readyz", ready),
       Open("/health", health),
       Open("/ping", health),
       Open("/version",
@@ -51,11 +57,13 @@ std::vector<Route> StatusRoutes(AppContext& context) {
              writer->Send(200, {{"content-type", "text/plain; version=0.0.4; charset=utf-8"}}, MetricsText(context));
            }),
   };
-  if (!context.config.web_page.empty())
-    out.push_back(Open("/", [&context](const Writer& writer) {
-      writer->Send(200, {{"content-type", "text/html; charset=utf-8"}, {"cache-control", "no-cache"}},
-                   context.config.web_page);
+  const AppConfig& config = context.config;
+  for (auto [path, page] : {std::pair{"/", config.web_page}, std::pair{"/docs", config.docs_page}}) {
+    if (page.empty()) continue;
+    out.push_back(Open(path, [page = page](const Writer& writer) {
+      writer->Send(200, {{"content-type", "text/html; charset=utf-8"}, {"cache-control", "no-cache"}}, page);
     }));
+  }
   return out;
 }
 

@@ -6,6 +6,7 @@
 #include <CLI/Config.hpp>
 
 #include "api/app.h"
+#include "api/service_file.h"
 #include "base/api_keys.h"
 #include "base/human.h"
 #include "base/log.h"
@@ -22,6 +23,8 @@
 namespace ekiben::cli {
 namespace {
 
+constexpr double kTrafficTimeoutSeconds = 60;
+
 struct ServeOptions {
   EngineSource source;
   StackOptions stack;
@@ -33,8 +36,11 @@ struct ServeOptions {
   std::string api_key_file;
   bool admin_routes = false, log_requests = false;
   std::string tool_call_parser = "auto";
-  double traffic_timeout_s = 60, drain_timeout_s = 30;
-  int32_t max_concurrency = 0, port = 3000, grpc_port = 8001, max_connections = 4096;
+  std::string service_file;
+  std::optional<double> traffic_timeout_s;  // else the service file's, else kTrafficTimeoutSeconds
+  std::optional<int32_t> max_concurrency;   // else the service file's, else no limit
+  double drain_timeout_s = 30;
+  int32_t port = 3000, grpc_port = 8001, max_connections = 4096;
   double grpc_keepalive_time_s = 60, grpc_max_connection_age_s = 0;
   kserve::InferenceServer::Config kserve;
 };
@@ -169,14 +175,8 @@ Result<ApiKeys> ReadApiKeys(const ServeOptions& options) {
   return ApiKeys(std::move(keys));
 }
 
-Result<int> Run(const ServeOptions& options) {
-  const Clock& clock = SystemClock::Get();
-  Nanos begin = clock.Now();
-  sigset_t signals = StopSignals();
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread starts: only this one takes them
-  std::signal(SIGPIPE, SIG_IGN);
-  ASSIGN_OR_RETURN(auto server, http::Server::Create(options.http));
-  ASSIGN_OR_RETURN(auto models, OpenModels(options));
+// What files say is read before a model is opened: a mistake in one is told at once.
+Result<api::AppConfig> ConfigOf(const ServeOptions& options) {
   api::AppConfig config;
   ASSIGN_OR_RETURN(config.api_keys, ReadApiKeys(options));
   bool wide = options.http.host != "127.0.0.1" && options.http.host != "localhost";
@@ -187,14 +187,32 @@ Result<int> Run(const ServeOptions& options) {
   config.log_requests = options.log_requests;
   config.tool_call_parser = options.tool_call_parser;
   config.web_page = kWebPage;
-  config.max_concurrency = options.max_concurrency;
+  config.docs_page = kDocsPage;
+  if (!options.service_file.empty()) {
+    ASSIGN_OR_RETURN(config.service, api::ReadServiceFile(options.service_file));
+  }
+  const api::ServiceDefinition& service = config.service;
+  config.max_concurrency = options.max_concurrency.value_or(service.max_concurrency.value_or(0));
+  double timeout_s = options.traffic_timeout_s.value_or(service.timeout_s.value_or(kTrafficTimeoutSeconds));
+  config.first_byte_timeout = Nanos(static_cast<int64_t>(timeout_s * 1e9));
+  return config;
+}
+
+Result<int> Run(const ServeOptions& options) {
+  const Clock& clock = SystemClock::Get();
+  Nanos begin = clock.Now();
+  sigset_t signals = StopSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread starts: only this one takes them
+  std::signal(SIGPIPE, SIG_IGN);
+  ASSIGN_OR_RETURN(auto server, http::Server::Create(options.http));
+  ASSIGN_OR_RETURN(api::AppConfig config, ConfigOf(options));
+  ASSIGN_OR_RETURN(auto models, OpenModels(options));
   // gRPC knows no admin's keys, so there only the option counts; HTTP's own routes ask for either.
   kserve::InferenceServer::Config inference_config = options.kserve;
   inference_config.allow_model_control = inference_config.allow_trace_settings = inference_config.allow_log_settings =
       options.admin_routes;
   auto inference = kserve::InferenceServer::Create(*models, clock, inference_config);
   config.kserve = inference.get();
-  config.first_byte_timeout = Nanos(static_cast<int64_t>(options.traffic_timeout_s * 1e9));
   const ApiKeys keys = config.api_keys;
   ASSIGN_OR_RETURN(auto app, api::CreateApp(*models, *server, clock, std::move(config)));
   ASSIGN_OR_RETURN(auto grpc, OpenGrpc(options, keys, *inference));
@@ -291,14 +309,22 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
                    "shared in equal parts")
       ->type_name("NAME=ENGINE")
       ->group(kGroup);
+  command
+      ->add_option(
+          "--service", options->service_file,
+          "YAML file that defines the product APIs (BentoML's routes): names, fields, prompts, limits; absent: "
+          "/generate with prompt, system_prompt, max_tokens")
+      ->type_name("FILE")
+      ->group(kGroup);
   command->add_option("--served_model_name", options->stack.served_model_name, "MODEL's id in the API")->group(kGroup);
   add(command
           ->add_option("--traffic.timeout", options->traffic_timeout_s,
-                       "Seconds to the first byte of an answer, then 504")
+                       fmt::format("Seconds to the first byte of an answer, then 504; absent: of --service, else {}",
+                                   kTrafficTimeoutSeconds))
           ->check(CLI::Range(0.001, 86400.0)));
   add(command
           ->add_option("--traffic.max_concurrency", options->max_concurrency,
-                       "Generating calls at once, then 429; 0: no limit")
+                       "Generating calls at once, then 429; 0: no limit; absent: of --service, else no limit")
           ->check(CLI::NonNegativeNumber));
   add(command->add_option("--drain_timeout", options->drain_timeout_s, "Seconds that a drain may take")
           ->check(CLI::Range(0.0, 86400.0)));

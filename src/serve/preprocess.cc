@@ -61,7 +61,8 @@ std::string Preprocessor::TextOfSpecial(TokenId id) const {
 }
 
 Result<void> Preprocessor::CheckCheap(const TextRequest& request) const {
-  if (std::holds_alternative<ChatInput>(request.input) && chat_template_ == nullptr)
+  const auto* chat = std::get_if<ChatInput>(&request.input);
+  if (chat != nullptr && chat->own_template == nullptr && chat_template_ == nullptr)
     return Error(Code::kUnsupported, "messages: the model has no chat template; use /v1/completions", "messages");
   if (request.stop.size() > kStopStringsMax)
     return Invalid("stop", fmt::format("{} strings, the limit is {}", request.stop.size(), kStopStringsMax));
@@ -103,13 +104,14 @@ Result<std::vector<TokenId>> Preprocessor::Tokenize(const TextRequest& request) 
 }
 
 Result<std::vector<TokenId>> Preprocessor::TokenizeChat(const ChatInput& chat) const {
-  if (chat_template_ == nullptr)
+  const text::ChatTemplate* chat_template = chat.own_template != nullptr ? chat.own_template.get() : chat_template_;
+  if (chat_template == nullptr)
     return Error(Code::kUnsupported, "messages: the model has no chat template; use /v1/completions", "messages");
   json::object inputs = chat.inputs;
   if (!inputs.contains("bos_token")) inputs["bos_token"] = bos_text_;
   if (!inputs.contains("eos_token")) inputs["eos_token"] = eos_text_;
   auto wall = std::chrono::duration_cast<std::chrono::seconds>(clock_.WallNow()).count();
-  auto spans = chat_template_->Render(inputs, wall);
+  auto spans = chat_template->Render(inputs, wall);
   if (!spans.ok()) {
     Error error = std::move(spans).error();
     return Error(error.code(), "messages: the chat template says: " + error.message(), "messages");

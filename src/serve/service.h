@@ -34,6 +34,7 @@ namespace serve {
 struct ChatInput {
   json::object inputs;
   bool continue_final_message = false;  // the prompt ends where the last message's content does
+  std::shared_ptr<const text::ChatTemplate> own_template;  // instead of the model's; any inputs
 };
 
 struct TextRequest {

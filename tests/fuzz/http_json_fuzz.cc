@@ -35,10 +35,13 @@ void CheckError(const Error& error) {
 }
 
 void Generate(std::string_view body, const char* type) {
-  api::GenerateDefaults defaults;
-  auto parsed = api::ParseGenerateBody(body, type, defaults);
+  static const api::ServiceApi kApi = api::ArticleService().apis[0];
+  auto parsed = api::ParseBentoBody(body, type, kApi.fields);
   if (parsed.problems.empty()) {
-    CHECK(parsed.input.max_tokens >= defaults.max_tokens_min && parsed.input.max_tokens <= defaults.max_tokens_max);
+    int64_t max_tokens = parsed.values.at("max_tokens").as_int64();
+    CHECK(max_tokens >= 128 && max_tokens <= 1024);
+    auto request = api::MakeTextRequest(kApi, parsed.values, 1, 0);
+    CHECK(request.ok() && request->max_tokens == max_tokens);
   } else {
     CHECK(boost::json::parse(api::ProblemsJson(parsed.problems)).is_object());
   }
@@ -49,9 +52,10 @@ void Generate(std::string_view body, const char* type) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   std::string_view body(reinterpret_cast<const char*>(data) + 1, size - 1);
-  int surface = data[0] % 6;
+  int surface = data[0] % 7;
   if (surface == 4) return Generate(body, "application/json"), 0;
   if (surface == 5) return Generate(body, "application/x-www-form-urlencoded"), 0;
+  if (surface == 6) return Generate(body, "multipart/form-data; boundary=b"), 0;
   std::string quoted;
   api::AppendJsonString(quoted, api::ReplaceInvalidUtf8(body));
   CHECK(boost::json::parse(quoted).is_string());
