@@ -144,7 +144,7 @@ Result<std::unique_ptr<serve::LoadedModels>> OpenModels(const ServeOptions& opti
   }
   ASSIGN_OR_RETURN(auto source, StackSource::Create(options.source, options.stack, std::move(named)));
   std::vector<std::string> names = source->Names();
-  auto models = std::make_unique<serve::LoadedModels>(std::move(source), /*may_change=*/false);
+  auto models = std::make_unique<serve::LoadedModels>(std::move(source), options.admin_routes);
   for (const std::string& name : names) RETURN_IF_ERROR(models->Open(name));
   return models;
 }

@@ -161,7 +161,7 @@ Result<std::vector<serve::ModelState>> Server::Index(bool ready_only) const {
 Result<void> Server::CheckControl(const std::string& name) const {
   if (!config_.allow_model_control)
     return Error(Code::kUnavailable,
-                 "explicit model load / unload is not allowed; start with --model_control explicit");
+                 "explicit model load / unload is not allowed; start with --enable_admin_routes");
   std::string engine = EngineOfPart(registry_, name);
   if (!engine.empty())
     return Error(
@@ -196,13 +196,13 @@ Result<Tracer::Settings> Server::TraceSettings(const std::string& model, const T
           fmt::format("trace settings are the server's, not those of '{}'; use /v2/trace/setting", named.canonical()));
   }
   if (!changes.empty() && !config_.allow_trace_settings)
-    return Error(Code::kUnavailable, "trace settings cannot be changed here; start with --enable_admin");
+    return Error(Code::kUnavailable, "trace settings cannot be changed here; start with --enable_admin_routes");
   return tracer_.Change(changes);
 }
 
 Result<std::map<std::string, Setting>> Server::LogSettings(const std::map<std::string, Setting>& changes) {
   if (!changes.empty() && !config_.allow_log_settings)
-    return Error(Code::kUnavailable, "log settings cannot be changed here; start with --enable_admin");
+    return Error(Code::kUnavailable, "log settings cannot be changed here; start with --enable_admin_routes");
   ekiben::LogSettings now = CurrentLogSettings();
   struct {
     const char* name;

@@ -131,7 +131,7 @@ bool LoadedModels::Known(std::string_view name) const {
 
 Result<void> LoadedModels::Load(std::string_view name) {
   if (!may_change_)
-    return Error(Code::kUnsupported, "load / unload is not allowed; start the server with --model_control explicit");
+    return Error(Code::kUnsupported, "load / unload is not allowed; start the server with --enable_admin_routes");
   return Open(std::string(name));
 }
 
@@ -174,7 +174,7 @@ Result<void> LoadedModels::OpenLocked(const std::string& name) {
 
 Result<void> LoadedModels::Unload(std::string_view name) {
   if (!may_change_)
-    return Error(Code::kUnsupported, "load / unload is not allowed; start the server with --model_control explicit");
+    return Error(Code::kUnsupported, "load / unload is not allowed; start the server with --enable_admin_routes");
   std::lock_guard loading(load_mutex_);
   std::string text(name);
   if (!Known(name) && Find(name) == nullptr)
