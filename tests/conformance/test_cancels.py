@@ -124,7 +124,7 @@ def text_of_one(server):
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    with start_server("--backend", "fake", "--max_batch_size", 32, "--max_tokens_in_paged_kv_cache", 131072) as one:
+    with start_server("--device", "fake", "--max_batch_size", 32, "--max_tokens_in_paged_kv_cache", 131072) as one:
         yield one
 
 
