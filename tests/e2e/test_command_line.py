@@ -197,7 +197,7 @@ class CommandLine(unittest.TestCase):
             self.assertLess(json.loads(run.stdout)["mean_kl"], 5e-2)
         run = ekiben("check", model, "--against", "cpu", "--device", "cuda", env=env, program=EMULATED)
         self.assertEqual(run.returncode, 0, run.stderr)
-        self.assertRegex(run.stdout, r"against cpu: 3 prompts\npositions 384, (.|\n)*PASS")
+        self.assertRegex(run.stdout, r"against cpu: 3 sequences of random tokens\npositions 384, (.|\n)*PASS")
         engine = self.folder / "no_checkpoint"
         ekiben("build", MODEL, "-o", engine, "--device", "cuda", "--dtype", "bf16")
         self.assert_refused(ekiben("check", engine, "--against", "cpu", "--device", "cuda", env=env, program=EMULATED),
@@ -216,7 +216,7 @@ class CommandLine(unittest.TestCase):
         run = ekiben("build", MODEL, "-o", engine, "--device", "cuda", "--json")
         self.assertEqual(run.returncode, 0, run.stderr)
         built = json.loads(run.stdout)["build_config"]
-        self.assertEqual((built["dtype"], built["tokens_per_block"], built["max_batch_size"]), ("bf16", 64, 256))
+        self.assertEqual((built["dtype"], built["tokens_per_block"], built["max_batch_size"]), ("bf16", 64, 1024))
         self.assert_refused(ekiben("serve", engine, timeout=60), "device", "built for cuda", "--device cuda",
                             f"ekiben build CHECKPOINT -o {engine} --device cpu")
 
