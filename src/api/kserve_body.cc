@@ -69,10 +69,13 @@ Result<Tensor> ReadInput(const json::value& value, std::string_view& blobs) {
   const json::object& object = value.get_object();
   ASSIGN_OR_RETURN(Tensor tensor, TensorHead(object));
   ASSIGN_OR_RETURN(kserve::Parameters parameters, ParametersOf(object));
-  if (parameters.contains("shared_memory_region"))
-    return Error(Code::kUnsupported,
-                 fmt::format("input '{}': shared memory is not offered; send the data", tensor.name), tensor.name);
   const json::value* data = object.if_contains("data");
+  ASSIGN_OR_RETURN(tensor.region, kserve::RegionSpanOf("input", tensor.name, parameters));
+  if (tensor.region) {
+    if (data != nullptr || parameters.contains("binary_data_size"))
+      return Invalid(tensor.name, fmt::format("input '{}': has both data and shared_memory_region", tensor.name));
+    return tensor;
+  }
   auto size = parameters.find("binary_data_size");
   if (size == parameters.end()) {
     if (data == nullptr) return Invalid(tensor.name, fmt::format("input '{}': data is missing", tensor.name));
@@ -215,7 +218,12 @@ Result<InferAnswer> WriteInferAnswer(const kserve::InferResponse& response, cons
     AppendJsonString(out.body, tensor.name);
     fmt::format_to(std::back_inserter(out.body), ",\"datatype\":\"{}\",\"shape\":[{}]",
                    kserve::DataTypeName(tensor.type), fmt::join(tensor.shape, ","));
-    if (asked.Binary(tensor.name)) {
+    if (tensor.region) {
+      out.body.append(",\"parameters\":{\"shared_memory_region\":");
+      AppendJsonString(out.body, ReplaceInvalidUtf8(tensor.region->region));
+      fmt::format_to(std::back_inserter(out.body), ",\"shared_memory_offset\":{},\"shared_memory_byte_size\":{}}}",
+                     tensor.region->offset, tensor.region->byte_size);
+    } else if (asked.Binary(tensor.name)) {
       out.binary = true;
       fmt::format_to(std::back_inserter(out.body), ",\"parameters\":{{\"binary_data_size\":{}}}", tensor.data.size());
       blobs.append(tensor.data);

@@ -77,6 +77,14 @@ std::string StatisticsJson(const std::vector<kserve::ModelStatistics>& statistic
   return json::serialize(json::object{{"model_stats", all}});
 }
 
+std::string RegionsJson(const std::vector<kserve::SharedMemory::Region>& regions) {
+  json::array out;
+  for (const auto& region : regions)
+    out.push_back(json::object{
+        {"name", region.name}, {"key", region.key}, {"offset", region.offset}, {"byte_size", region.byte_size}});
+  return json::serialize(out);
+}
+
 std::string IndexJson(const std::vector<serve::ModelState>& index) {
   static constexpr std::string_view kStates[] = {"READY", "LOADING", "UNLOADING", "UNAVAILABLE"};  // by Kind
   json::array out;

@@ -8,11 +8,13 @@
 #include "base/json.h"
 #include "base/result.h"
 #include "kserve/inference.h"
+#include "kserve/shared_memory.h"
 
 namespace ekiben::api {
 
 std::string MetadataJson(const kserve::ModelMetadata& metadata);
 std::string StatisticsJson(const std::vector<kserve::ModelStatistics>& statistics);
+std::string RegionsJson(const std::vector<kserve::SharedMemory::Region>& regions);
 std::string IndexJson(const std::vector<serve::ModelState>& index);
 
 using TraceSettings = std::map<std::string, std::vector<std::string>>;

@@ -48,7 +48,8 @@ class KserveSurface {
   void AnswerServer(const http::Request& request, const Writer& writer, const std::string& what);
   void AnswerModel(const http::Request& request, const Writer& writer, const Path& path);
   void AnswerRepository(const http::Request& request, const Writer& writer, const std::vector<std::string>& segments);
-  void AnswerSharedMemory(const http::Request& request, const Writer& writer, const std::string& action);
+  void AnswerSharedMemory(const http::Request& request, const Writer& writer, const std::vector<std::string>& segments);
+  Result<void> RegisterRegion(const http::Request& request, const std::string& name);
 
   void Infer(const http::Request& request, const Writer& writer, const Path& path);
   void Generate(const http::Request& request, const Writer& writer, const Path& path, bool stream);
@@ -100,8 +101,7 @@ void KserveSurface::Answer(const http::Request& request, const Writer& writer) {
   if (kind == "logging" && segments.size() == 2) return Logging(request, writer);
   if (kind == "trace" && segments.size() == 3 && segments[2] == "setting") return Trace(request, writer, "");
   if (kind == "repository") return AnswerRepository(request, writer, segments);
-  if (kind == "systemsharedmemory" || kind == "cudasharedmemory")
-    return AnswerSharedMemory(request, writer, segments.back());
+  if (kind == "systemsharedmemory" || kind == "cudasharedmemory") return AnswerSharedMemory(request, writer, segments);
   if (kind != "models" || segments.size() < 3) return SendStatus(writer, 404);
   if (segments[2] == "stats" && segments.size() == 3) {
     if (Wants(request, writer, true, false)) SendResult(writer, server_.Statistics("", ""), StatisticsJson);
@@ -163,14 +163,44 @@ void KserveSurface::AnswerRepository(const http::Request& request, const Writer&
   Control(request, writer, segments[size - 2], segments.back() == "load");
 }
 
-// No region is ever registered here, which is what status says.
-void KserveSurface::AnswerSharedMemory(const http::Request& request, const Writer& writer, const std::string& action) {
-  bool status = action == "status";
-  if (!status && action != "register" && action != "unregister") return SendStatus(writer, 404);
+// /v2/systemsharedmemory[/region/R]/ACTION, and the same of CUDA, where no region is ever registered.
+void KserveSurface::AnswerSharedMemory(const http::Request& request, const Writer& writer,
+                                       const std::vector<std::string>& segments) {
+  const std::string& action = segments.back();
+  bool named = segments.size() == 5 && segments[2] == "region";
+  bool status = action == "status", unregister = action == "unregister", system = segments[1] == "systemsharedmemory";
+  bool all = segments.size() == 3 && (status || unregister);
+  if (!all && !(named && (status || unregister || action == "register"))) return SendStatus(writer, 404);
   if (!Wants(request, writer, status, !status)) return;
-  if (status) return SendAnswer(writer, JsonAnswer("[]"));
-  if (action == "unregister") return SendEmpty(writer, true);
-  SendError(writer, Error(Code::kUnsupported, "shared memory is not offered; send the data"));
+  std::string name = named ? segments[3] : "";
+  kserve::SharedMemory& memory = server_.shared_memory();
+  if (!system) {
+    if (unregister) return SendEmpty(writer, true);
+    if (!status)
+      return SendError(writer, Error(Code::kUnsupported, "CUDA shared memory is not offered; send the data"));
+    if (name.empty()) return SendAnswer(writer, JsonAnswer("[]"));
+    return SendError(writer, Error(Code::kNotFound,
+                                   fmt::format("Unable to find cuda shared memory region: '{}'", name.substr(0, 200))));
+  }
+  if (status) return SendResult(writer, memory.Status(name), RegionsJson);
+  if (unregister) {
+    memory.Unregister(name);
+    return SendEmpty(writer, true);
+  }
+  auto registered = RegisterRegion(request, name);
+  if (!registered.ok()) return SendError(writer, registered.error());
+  SendEmpty(writer, true);
+}
+
+Result<void> KserveSurface::RegisterRegion(const http::Request& request, const std::string& name) {
+  ASSIGN_OR_RETURN(json::object body, ReadObject(request));
+  ASSIGN_OR_RETURN(auto key, GetString(body, "key"));
+  ASSIGN_OR_RETURN(auto offset, GetInt(body, "offset", 0, INT64_MAX));
+  ASSIGN_OR_RETURN(auto byte_size, GetInt(body, "byte_size", 0, INT64_MAX));
+  if (!key) return Error(Code::kInvalid, "key: is missing", "key");
+  if (!byte_size) return Error(Code::kInvalid, "byte_size: is missing", "byte_size");
+  return server_.shared_memory().Register(
+      {name, *std::move(key), static_cast<uint64_t>(offset.value_or(0)), static_cast<uint64_t>(*byte_size)});
 }
 
 // ---- inference

@@ -11,6 +11,7 @@
 #include "api/testing/test_server.h"
 #include "http/content_coding.h"
 #include "http/testing/raw_client.h"
+#include "kserve/testing/shared_object.h"
 
 namespace ekiben::api {
 namespace {
@@ -170,6 +171,51 @@ TEST_F(KserveTest, Check10Infer) {
       {"name":"stream","shape":[1],"datatype":"BOOL","data":[true]}]})")
                 .status,
             501);
+}
+
+TEST_F(KserveTest, TensorsInSharedMemory) {
+  kserve::testing::SharedObject object("http", 256);
+  TestServerOptions options;
+  options.kserve.shared_memory_prefix = kserve::testing::SharedObject::Prefix();
+  Start(std::move(options));
+  const std::string kBase = "/v2/systemsharedmemory";
+  EXPECT_EQ(Get(kBase + "/status").body, "[]");
+  std::string body = json::serialize(json::object{{"key", object.key()}, {"offset", 16}, {"byte_size", 200}});
+  EXPECT_EQ(Post(kBase + "/region/r/register", body).status, 200);
+  EXPECT_EQ(ErrorOf(Post(kBase + "/region/r/register", body), 400), "shared memory region 'r' already in manager");
+  EXPECT_EQ(Json(Get(kBase + "/region/r/status")),
+            (json::value{{{"name", "r"}, {"key", object.key()}, {"offset", 16}, {"byte_size", 200}}}));
+  EXPECT_EQ(ErrorOf(Get(kBase + "/region/q/status"), 404), "Unable to find system shared memory region: 'q'");
+  EXPECT_EQ(ErrorOf(Post(kBase + "/region/q/register", R"({"key":"/etc","byte_size":1})"), 400).find("key '/etc'"), 0u);
+  EXPECT_EQ(ErrorOf(Post(kBase + "/region/q/register", R"({"byte_size":1})"), 400), "key: is missing");
+  EXPECT_EQ(Post(kBase + "/region/q/register", R"({"key":"/x","byte_size":-1})").status, 400);
+  EXPECT_EQ(Get(kBase + "/region/r/register").status, 405);
+  EXPECT_EQ(Get(kBase + "/nonsense").status, 404);
+
+  object.Put(16, Bytes("abc"));
+  constexpr const char* kPath = "/v2/models/ensemble/infer";
+  json::value answer = Json(Post(kPath, R"({"inputs":[
+      {"name":"text_input","shape":[1,1],"datatype":"BYTES",
+       "parameters":{"shared_memory_region":"r","shared_memory_byte_size":7}},
+      {"name":"max_tokens","shape":[1,1],"datatype":"INT32","data":[5]}],
+      "outputs":[{"name":"text_output",
+       "parameters":{"shared_memory_region":"r","shared_memory_byte_size":9,"shared_memory_offset":100}}]})"));
+  json::value region{{"shared_memory_region", "r"}, {"shared_memory_offset", 100}, {"shared_memory_byte_size", 9}};
+  EXPECT_EQ(answer.at("outputs").as_array().at(0),
+            (json::value{{"name", "text_output"}, {"datatype", "BYTES"}, {"shape", {1}}, {"parameters", region}}));
+  EXPECT_EQ(object.Take(116, 9), Bytes("abcab"));
+  EXPECT_NE(ErrorOf(Post(kPath, R"({"inputs":[{"name":"text_input","shape":[1],"datatype":"BYTES","data":["a"],
+      "parameters":{"shared_memory_region":"r","shared_memory_byte_size":7}}]})"),
+                    400)
+                .find("both data and shared_memory_region"),
+            std::string::npos);
+
+  EXPECT_EQ(Post(kBase + "/region/r/unregister", "").status, 200);
+  EXPECT_EQ(Post(kBase + "/unregister", "").status, 200);
+  EXPECT_EQ(Get(kBase + "/status").body, "[]");
+  EXPECT_EQ(Get("/v2/cudasharedmemory/status").body, "[]");
+  EXPECT_EQ(Post("/v2/cudasharedmemory/unregister", "").status, 200);
+  EXPECT_EQ(ErrorOf(Post("/v2/cudasharedmemory/region/r/register", "{}"), 501).find("CUDA shared memory"), 0u);
 }
 
 TEST_F(KserveTest, CompressedBodiesAreReadWithinTheirLimits) {

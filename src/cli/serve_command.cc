@@ -328,6 +328,12 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
           ->check(CLI::NonNegativeNumber));
   add(command->add_option("--drain_timeout", options->drain_timeout_s, "Seconds that a drain may take")
           ->check(CLI::Range(0.0, 86400.0)));
+  command
+      ->add_option("--shared_memory_prefix", options->kserve.shared_memory_prefix,
+                   "Let clients of this machine register system shared memory (Triton's extension) whose key starts "
+                   "with this, e.g. /triton_; '/': any of this user's; absent: none")
+      ->type_name("KEY")
+      ->group(kGroup);
   add(command->add_flag("--accumulate_tokens", options->kserve.accumulate_tokens,
                         "Each response of tensorrt_llm_bls carries the text so far, not what is new"));
   add(command->add_option("--exclude_input_in_output", options->kserve.exclude_input_in_output,

@@ -115,7 +115,7 @@ void Generation::OnText(size_t row_index, const serve::TextEvent& event) {
   if (whole && sequences_left_ == 0) RespondWhole();
   bool visible = config_.part == Part::kTensorRtLlm ? !sequence.tokens.empty() : !event.text.empty();
   if (!whole && (ended || (plan_.stream && visible))) Respond(row_index, index, ended, event.emitted);
-  if (sequences_left_ == 0) Finish();
+  if (sequences_left_ == 0 && !done_) Finish();  // done: a response could not be sent
 }
 
 // True when the sequence has ended with this event.
@@ -179,6 +179,7 @@ void Generation::RespondWhole() {
 }
 
 void Generation::Send(InferResponse response, Nanos emitted) {
+  if (auto formed = config_.forms.Apply(response.outputs); !formed.ok()) return Fail(formed.error());
   Nanos now = clock_.Now();
   if (responses_.empty()) {
     first_response_ = now - arrival_;
@@ -190,11 +191,6 @@ void Generation::Send(InferResponse response, Nanos emitted) {
   last_response_ = emitted;
   if (response.final) CountSuccess();  // whoever asks after the last response finds it counted
   sink_->OnResponse(std::move(response));
-}
-
-bool Generation::Wanted(std::string_view output) const {
-  return config_.outputs.empty() || std::any_of(config_.outputs.begin(), config_.outputs.end(),
-                                                [&](const RequestedOutput& o) { return o.name == output; });
 }
 
 void Generation::AddRowOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of,

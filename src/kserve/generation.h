@@ -13,6 +13,7 @@
 
 #include "kserve/generation_plan.h"
 #include "kserve/inference.h"
+#include "kserve/output_forms.h"
 #include "kserve/statistics.h"
 
 namespace ekiben::kserve {
@@ -25,6 +26,7 @@ class Generation final : public Inference, public std::enable_shared_from_this<G
     std::string prefix;  // of the model's names in statistics
     InferResponse head;  // names, version and id of every response; its parameters on all
     std::vector<RequestedOutput> outputs;
+    OutputForms forms;
     bool may_stream = false;
     bool accumulate_text = false;  // each response carries the text so far (tensorrt_llm_bls, accumulate_tokens)
   };
@@ -71,7 +73,7 @@ class Generation final : public Inference, public std::enable_shared_from_this<G
   void AddRowOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of, bool last) const;
   void AddTokenOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of) const;
   void AddPerfMetrics(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of) const;
-  bool Wanted(std::string_view output) const;
+  bool Wanted(std::string_view output) const { return Wants(config_.outputs, output); }
   StageTimes Times() const;
 
   const Config config_;

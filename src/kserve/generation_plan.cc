@@ -75,6 +75,39 @@ Result<void> AddEnd(const Inputs& inputs, int32_t row, serve::TextRequest& out) 
   return {};
 }
 
+struct GuideName {
+  std::string_view name;
+  text::GrammarSpec::Kind kind;
+};
+// TensorRT-LLM's words.
+constexpr GuideName kGuides[] = {{"json", text::GrammarSpec::Kind::kJsonObject},
+                                 {"json_schema", text::GrammarSpec::Kind::kJsonSchema},
+                                 {"regex", text::GrammarSpec::Kind::kRegex},
+                                 {"ebnf_grammar", text::GrammarSpec::Kind::kEbnf}};
+
+// A guided text ends where the grammar does, with an end token of the model's own.
+Result<void> AddGuide(const Inputs& inputs, int32_t row, const text::Tokenizer& tokenizer, serve::TextRequest& out) {
+  constexpr const char *kType = "guided_decoding_guide_type", *kGuide = "guided_decoding_guide";
+  std::string type = inputs.Text(kType, row).value_or(""), guide = inputs.Text(kGuide, row).value_or("");
+  if (type.empty() && guide.empty()) return {};
+  if (type == "structural_tag")
+    return Error(Code::kUnsupported, fmt::format("{}: structural_tag is not offered; use ebnf_grammar", kType), kType);
+  const auto* known = std::ranges::find(kGuides, type, &GuideName::name);
+  if (known == std::end(kGuides))
+    return Invalid(kType,
+                   fmt::format("'{}' is not one of json, json_schema, regex, ebnf_grammar", type.substr(0, 100)));
+  if (guide.empty() && known->kind != text::GrammarSpec::Kind::kJsonObject)
+    return Invalid(kGuide, fmt::format("a guide of type {} is wanted", type));
+  const auto& ends = tokenizer.spec().end_ids;
+  int32_t end_id = inputs.Int32("end_id", row).value_or(-1);
+  if (end_id >= 0 && std::ranges::find(ends, end_id) == ends.end())
+    return Invalid("end_id",
+                   fmt::format("{} is no end token of the model, which a guided text ends with; leave it out", end_id));
+  out.ignore_eos = false;
+  out.grammar = text::GrammarSpec{known->kind, std::move(guide), {}, kGuide};
+  return {};
+}
+
 Result<void> CheckPad(const Inputs& inputs, int32_t row, int32_t vocab_size) {
   int32_t pad = inputs.Int32("pad_id", row).value_or(0);
   if (pad < vocab_size) return {};
@@ -124,6 +157,7 @@ Result<void> AddRowCommon(const Inputs& inputs, int32_t row, const PlanContext& 
   AddSampling(inputs, row, names, out.sampling);
   if (plan.log_probs) out.sampling.logprobs = 0;
   RETURN_IF_ERROR(AddEnd(inputs, row, out));
+  RETURN_IF_ERROR(AddGuide(inputs, row, context.tokenizer, out));
   RETURN_IF_ERROR(CheckPad(inputs, row, context.facts.vocab_size));
   if (out.max_tokens.value_or(1) < 1) return Invalid("max_tokens", fmt::format("{} is less than 1", *out.max_tokens));
   return AddSchedule(context.parameters, out);
@@ -239,7 +273,8 @@ Result<GenerationPlan> PlanFromTokens(const Inputs& inputs, const PlanContext& c
     request.want_token_ids = true;
     request.max_tokens = inputs.Int32("request_output_len", i).value_or(0);
     RETURN_IF_ERROR(AddRowCommon(inputs, i, context, {"runtime_top_k", "runtime_top_p"}, plan, request));
-    if (!inputs.Has("end_id")) request.ignore_eos = true;  // the ensemble's preprocessing is what knows the model's
+    if (!inputs.Has("end_id") && !request.grammar)
+      request.ignore_eos = true;  // the ensemble's preprocessing is what knows the model's
     ASSIGN_OR_RETURN(row.stop_sequences, SequencesFromList("stop_words_list", inputs.Int32s("stop_words_list", i)));
     ASSIGN_OR_RETURN(request.sampling.bad_words,
                      SequencesFromList("bad_words_list", inputs.Int32s("bad_words_list", i)));

@@ -22,13 +22,22 @@
 
 namespace ekiben::kserve {
 
+class SharedMemory;
+
 using ParameterValue = std::variant<bool, int64_t, uint64_t, double, std::string>;
 using Parameters = std::map<std::string, ParameterValue>;
+
+// The shared_memory_* parameters of a tensor. `what`: "input" or "output", for errors.
+Result<std::optional<RegionSpan>> RegionSpanOf(std::string_view what, const std::string& tensor,
+                                               const Parameters& parameters);
 
 struct RequestedOutput {
   std::string name;
   Parameters parameters;
 };
+
+// Whether `outputs` names it, or names none.
+bool Wants(const std::vector<RequestedOutput>& outputs, std::string_view name);
 
 struct InferRequest {
   std::string model_name, model_version, id;
@@ -104,6 +113,8 @@ class InferenceServer {
     bool allow_log_settings = false;    // writing log settings
     // TensorRT-LLM's names. Each response of tensorrt_llm_bls carries the text so far, not what is new.
     bool accumulate_tokens = false;
+    // Keys of system shared memory that clients may register start with it; empty: none may.
+    std::string shared_memory_prefix;
     // Where a request does not say: whether an answer in one piece leaves the prompt out.
     bool exclude_input_in_output = true;
   };
@@ -133,6 +144,8 @@ class InferenceServer {
   virtual Result<std::map<std::string, std::vector<std::string>>> TraceSettings(
       const std::string& model, const std::map<std::string, std::vector<std::string>>& changes) = 0;
   virtual Result<std::map<std::string, Setting>> LogSettings(const std::map<std::string, Setting>& changes) = 0;
+
+  virtual SharedMemory& shared_memory() = 0;
 
   virtual Result<std::shared_ptr<Inference>> Infer(InferRequest request, std::shared_ptr<InferSink> sink) = 0;
 

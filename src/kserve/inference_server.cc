@@ -13,6 +13,8 @@
 #include "kserve/inference.h"
 #include "kserve/metrics_text.h"
 #include "kserve/model_names.h"
+#include "kserve/output_forms.h"
+#include "kserve/shared_memory.h"
 #include "kserve/text_stages.h"
 #include "kserve/tracer.h"
 #include "serve/service.h"
@@ -42,7 +44,14 @@ class EndedInference final : public Inference {
 class Server final : public InferenceServer {
  public:
   Server(serve::ModelRegistry& registry, const Clock& clock, Config config)
-      : registry_(registry), clock_(clock), config_(std::move(config)) {
+      : registry_(registry),
+        clock_(clock),
+        config_(std::move(config)),
+        extensions_({"model_repository", "model_repository(unload_dependents)", "schedule_policy",
+                     "model_configuration", "binary_tensor_data", "classification", "parameters", "statistics", "trace",
+                     "logging"}),
+        shared_memory_(config_.shared_memory_prefix) {
+    if (shared_memory_.offered()) extensions_.push_back("system_shared_memory");
     worker_ = std::thread([this] {
       while (auto job = text_jobs_.Pop()) (*job)();
     });
@@ -52,18 +61,8 @@ class Server final : public InferenceServer {
     worker_.join();
   }
 
-  const std::vector<std::string>& extensions() const override {
-    static const std::vector<std::string> kExtensions = {"model_repository",
-                                                         "model_repository(unload_dependents)",
-                                                         "schedule_policy",
-                                                         "model_configuration",
-                                                         "binary_tensor_data",
-                                                         "parameters",
-                                                         "statistics",
-                                                         "trace",
-                                                         "logging"};
-    return kExtensions;
-  }
+  const std::vector<std::string>& extensions() const override { return extensions_; }
+  SharedMemory& shared_memory() override { return shared_memory_; }
   bool Live() const override { return true; }
   bool Ready() const override;
   void BeginDrain() override { draining_ = true; }
@@ -87,16 +86,20 @@ class Server final : public InferenceServer {
  private:
   Result<void> CheckOutputs(const InferRequest& request, const ModelSchema& schema) const;
   Result<std::shared_ptr<Inference>> Generate(const NamedModel& named, const Inputs& inputs, InferRequest& request,
-                                              std::shared_ptr<InferSink> sink);
+                                              OutputForms forms, std::shared_ptr<InferSink> sink);
   Result<std::shared_ptr<Inference>> StopOther(const InferRequest& request, InferSink& sink);
-  Result<std::shared_ptr<Inference>> RunText(NamedModel named, InferRequest request, std::shared_ptr<InferSink> sink);
-  void RunTextNow(const NamedModel& named, const InferRequest& request, InferSink& sink, StageTimes times);
+  Result<std::shared_ptr<Inference>> RunText(NamedModel named, InferRequest request, OutputForms forms,
+                                             std::shared_ptr<InferSink> sink);
+  void RunTextNow(const NamedModel& named, const InferRequest& request, const OutputForms& forms, InferSink& sink,
+                  StageTimes times);
   Result<void> CheckControl(const std::string& name) const;
   void Forget(const std::string& id, const Generation* generation);
 
   serve::ModelRegistry& registry_;
   const Clock& clock_;
   const Config config_;
+  std::vector<std::string> extensions_;
+  SharedMemory shared_memory_;
   kserve::Statistics statistics_;
   Tracer tracer_;
   std::atomic<bool> draining_{false};
@@ -160,8 +163,7 @@ Result<std::vector<serve::ModelState>> Server::Index(bool ready_only) const {
 
 Result<void> Server::CheckControl(const std::string& name) const {
   if (!config_.allow_model_control)
-    return Error(Code::kUnavailable,
-                 "explicit model load / unload is not allowed; start with --enable_admin_routes");
+    return Error(Code::kUnavailable, "explicit model load / unload is not allowed; start with --enable_admin_routes");
   std::string engine = EngineOfPart(registry_, name);
   if (!engine.empty())
     return Error(
@@ -246,10 +248,6 @@ Result<void> Server::CheckOutputs(const InferRequest& request, const ModelSchema
           Code::kInvalid,
           fmt::format("unexpected inference output '{}' for model '{}'", output.name.substr(0, 200), schema.name),
           output.name);
-    for (const char* refused : {"classification", "shared_memory_region"})
-      if (output.parameters.contains(refused))
-        return Error(Code::kUnsupported, fmt::format("{}: is not offered for output '{}'", refused, output.name),
-                     refused);
   }
   if (schema.part != Part::kTensorRtLlm || request.outputs.empty()) return {};
   for (const char* wanted : {"output_ids", "sequence_length"})
@@ -268,10 +266,12 @@ Result<std::shared_ptr<Inference>> Server::Infer(InferRequest request, std::shar
   const ModelSchema& schema = SchemaOf(named.part);
   auto begun = [&]() -> Result<std::shared_ptr<Inference>> {
     RETURN_IF_ERROR(CheckOutputs(request, schema));
+    ASSIGN_OR_RETURN(OutputForms forms, OutputForms::Create(request.outputs, schema, shared_memory_));
+    RETURN_IF_ERROR(shared_memory_.Fill(request.inputs));
     ASSIGN_OR_RETURN(Inputs inputs, Inputs::Create(request, schema, named.model->facts().max_batch_size));
-    if (!schema.decoupled) return RunText(named, std::move(request), sink);
+    if (!schema.decoupled) return RunText(named, std::move(request), std::move(forms), sink);
     if (named.part == Part::kTensorRtLlm && inputs.Bool("stop", 0).value_or(false)) return StopOther(request, *sink);
-    return Generate(named, inputs, request, sink);
+    return Generate(named, inputs, request, std::move(forms), sink);
   }();
   if (!begun.ok() && begun.error().code() != Code::kOverloaded && begun.error().code() != Code::kUnavailable)
     statistics_.Failed(named.part, named.prefix, FailureOf(begun.error().code()), Nanos(0), 0);
@@ -279,7 +279,8 @@ Result<std::shared_ptr<Inference>> Server::Infer(InferRequest request, std::shar
 }
 
 Result<std::shared_ptr<Inference>> Server::Generate(const NamedModel& named, const Inputs& inputs,
-                                                    InferRequest& request, std::shared_ptr<InferSink> sink) {
+                                                    InferRequest& request, OutputForms forms,
+                                                    std::shared_ptr<InferSink> sink) {
   PlanContext context{request.parameters, named.model->facts(), named.model->service().tokenizer(),
                       config_.exclude_input_in_output};
   ASSIGN_OR_RETURN(GenerationPlan plan,
@@ -299,6 +300,7 @@ Result<std::shared_ptr<Inference>> Server::Generate(const NamedModel& named, con
   if (named.part == Part::kEnsemble)  // as Triton's ensembles show
     config.head.parameters = {{"sequence_id", int64_t{0}}, {"sequence_start", false}, {"sequence_end", false}};
   config.outputs = std::move(request.outputs);
+  config.forms = std::move(forms);
   config.may_stream = request.may_stream;
   config.accumulate_text = config_.accumulate_tokens && named.part == Part::kBls && plan.stream;
   // The holder is filled before Begin, and `ended` runs after it at the earliest.
@@ -352,7 +354,7 @@ Result<std::shared_ptr<Inference>> Server::StopOther(const InferRequest& request
   return std::shared_ptr<Inference>(std::make_shared<EndedInference>());
 }
 
-Result<std::shared_ptr<Inference>> Server::RunText(NamedModel named, InferRequest request,
+Result<std::shared_ptr<Inference>> Server::RunText(NamedModel named, InferRequest request, OutputForms forms,
                                                    std::shared_ptr<InferSink> sink) {
   StageTimes times;
   times.arrival = clock_.Now();
@@ -360,14 +362,14 @@ Result<std::shared_ptr<Inference>> Server::RunText(NamedModel named, InferReques
   Part part = named.part;
   std::string prefix = named.prefix;
   auto job = [this, named = std::move(named), request = std::make_shared<InferRequest>(std::move(request)),
-              sink = std::move(sink), inference, times]() mutable {
+              forms = std::move(forms), sink = std::move(sink), inference, times]() mutable {
     statistics_.Pending(named.part, named.prefix, -1);
     if (inference->cancelled()) {
       statistics_.Failed(named.part, named.prefix, FailureReason::kCanceled, clock_.Now() - times.arrival, 0);
       return sink->OnError(Error(Code::kCancelled, "the request was cancelled"));
     }
     times.taken = clock_.Now();
-    RunTextNow(named, *request, *sink, times);
+    RunTextNow(named, *request, forms, *sink, times);
   };
   statistics_.Pending(part, prefix, 1);
   if (text_jobs_.TryPush(std::move(job))) return std::shared_ptr<Inference>(std::move(inference));
@@ -377,12 +379,17 @@ Result<std::shared_ptr<Inference>> Server::RunText(NamedModel named, InferReques
                fmt::format("{} calls wait for {} already; try again", kTextJobsMax, SchemaOf(part).name));
 }
 
-void Server::RunTextNow(const NamedModel& named, const InferRequest& request, InferSink& sink, StageTimes times) {
+void Server::RunTextNow(const NamedModel& named, const InferRequest& request, const OutputForms& forms, InferSink& sink,
+                        StageTimes times) {
   const ModelSchema& schema = SchemaOf(named.part);
   auto made = [&]() -> Result<std::vector<Tensor>> {
     ASSIGN_OR_RETURN(Inputs inputs, Inputs::Create(request, schema, named.model->facts().max_batch_size));
     try {
-      return named.part == Part::kPreprocessing ? Preprocess(inputs, *named.model) : Postprocess(inputs, *named.model);
+      ASSIGN_OR_RETURN(std::vector<Tensor> all, named.part == Part::kPreprocessing ? Preprocess(inputs, *named.model)
+                                                                                   : Postprocess(inputs, *named.model));
+      std::erase_if(all, [&](const Tensor& tensor) { return !Wants(request.outputs, tensor.name); });
+      RETURN_IF_ERROR(forms.Apply(all));
+      return all;
     } catch (const std::exception& e) {  // a library ran out of memory: this request fails, the server goes on
       return Error(Code::kInternal, fmt::format("{} failed: {}", schema.name, e.what()));
     }
@@ -407,10 +414,7 @@ void Server::RunTextNow(const NamedModel& named, const InferRequest& request, In
   response.model_version = "1";
   response.id = request.id;
   response.final = true;
-  for (Tensor& tensor : *made)
-    if (request.outputs.empty() || std::any_of(request.outputs.begin(), request.outputs.end(),
-                                               [&](const RequestedOutput& o) { return o.name == tensor.name; }))
-      response.outputs.push_back(std::move(tensor));
+  response.outputs = *std::move(made);
   sink.OnResponse(std::move(response));
 }
 
@@ -435,6 +439,11 @@ std::optional<InferenceServer::LoadReport> Server::CurrentLoad() const {
 }
 
 }  // namespace
+
+bool Wants(const std::vector<RequestedOutput>& outputs, std::string_view name) {
+  return outputs.empty() ||
+         std::any_of(outputs.begin(), outputs.end(), [&](const RequestedOutput& o) { return o.name == name; });
+}
 
 std::unique_ptr<InferenceServer> InferenceServer::Create(serve::ModelRegistry& registry, const Clock& clock,
                                                          Config config) {

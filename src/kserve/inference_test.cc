@@ -2,10 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <boost/json.hpp>
 #include <cstring>
 #include <future>
 
+#include "kserve/shared_memory.h"
+#include "kserve/testing/shared_object.h"
 #include "serve/testing/scripted_model.h"
 
 namespace ekiben::kserve {
@@ -337,6 +341,80 @@ TEST_F(InferenceTest, WhatIsWrongIsNamed) {
   InferRequest wrong = TextRequest("p", 1);
   wrong.outputs = {{"nonsense", {}}};
   EXPECT_EQ(Refusal(wrong, Code::kInvalid), "unexpected inference output 'nonsense' for model 'ensemble'");
+}
+
+// TensorRT-LLM's guides become the grammar that every token is held to.
+TEST_F(InferenceTest, AGuideIsAGrammar) {
+  ScriptedModelOptions options;
+  std::atomic<int> guided{0}, all{0};
+  options.executor.next_token = [&](const Request& request, int32_t, int32_t) {
+    guided += request.constraint != nullptr && !request.ignore_eos;
+    ++all;
+    return TokenId{'7'};
+  };
+  Start(std::move(options));
+  auto with = [](std::string type, std::string guide, std::vector<Tensor> more = {}) {
+    more.push_back(BytesTensor("guided_decoding_guide_type", {1, 1}, {std::move(type)}));
+    more.push_back(BytesTensor("guided_decoding_guide", {1, 1}, {std::move(guide)}));
+    return TextRequest("p", 1, std::move(more));
+  };
+  EXPECT_EQ(Refusal(with("", ""), Code::kInvalid), "(taken)");
+  EXPECT_EQ(guided, 0);
+  auto built = Run(with("regex", "[0-9]+"));
+  if (built->error && built->error->code() == Code::kUnsupported) GTEST_SKIP() << built->error->message();
+  for (auto [type, guide] : {std::pair("json", ""), std::pair("json_schema", R"({"type":"integer"})"),
+                             std::pair("ebnf_grammar", "root ::= [0-9]+")})
+    EXPECT_EQ(Refusal(with(type, guide), Code::kInvalid), "(taken)") << type;
+  EXPECT_EQ(guided, 4);
+  EXPECT_EQ(all, 5);
+  EXPECT_EQ(Refusal(with("nonsense", "x"), Code::kInvalid),
+            "guided_decoding_guide_type: 'nonsense' is not one of json, json_schema, regex, ebnf_grammar");
+  EXPECT_EQ(Refusal(with("structural_tag", "x"), Code::kUnsupported),
+            "guided_decoding_guide_type: structural_tag is not offered; use ebnf_grammar");
+  EXPECT_EQ(Refusal(with("regex", ""), Code::kInvalid), "guided_decoding_guide: a guide of type regex is wanted");
+  EXPECT_EQ(Refusal(with("regex", "(a"), Code::kInvalid).find("guided_decoding_guide: "), 0u);
+  EXPECT_EQ(Refusal(with("regex", "a", {Int("end_id", 'q', {1, 1})}), Code::kInvalid),
+            "end_id: 113 is no end token of the model, which a guided text ends with; leave it out");
+}
+
+TEST_F(InferenceTest, NumbersMayComeAsClassesAndTensorsByMemory) {
+  testing::SharedObject object("infer", 4096);
+  InferenceServer::Config config;
+  config.shared_memory_prefix = testing::SharedObject::Prefix();
+  Start({}, config);
+  EXPECT_NE(std::ranges::find(server->extensions(), "system_shared_memory"), server->extensions().end());
+  ASSERT_TRUE(server->shared_memory().Register({"r", object.key(), 0, 4096}).ok());
+  std::string prompt;
+  AppendBytesElement(prompt, "abc");
+  object.Put(200, prompt);
+  InferRequest request = TextRequest("", 5, {Bool("return_num_output_tokens", true, {1, 1})});
+  request.inputs[0].data.clear();
+  request.inputs[0].region = RegionSpan{"r", 200, prompt.size()};
+  request.outputs = {
+      {"text_output", {{"shared_memory_region", std::string("r")}, {"shared_memory_byte_size", int64_t{100}}}},
+      {"num_output_tokens", {{"classification", int64_t{1}}}}};
+  auto sink = Run(request);
+  ASSERT_FALSE(sink->error) << sink->error->message();
+  const InferResponse& response = sink->responses.at(0);
+  ASSERT_TRUE(Output(response, "text_output")->region);
+  EXPECT_EQ(Output(response, "text_output")->region->byte_size, 9u);
+  EXPECT_EQ(object.Take(0, 9), std::string("\5\0\0\0abcab", 9));
+  EXPECT_EQ(Text(response, "num_output_tokens"), "5:0");
+
+  request.outputs[0].parameters["shared_memory_byte_size"] = int64_t{8};
+  EXPECT_NE(Refusal(request, Code::kInvalid).find("should be at least 9 bytes"), std::string::npos);
+  request.inputs[0].region->byte_size = prompt.size() - 1;
+  EXPECT_EQ(Refusal(request, Code::kInvalid), "input 'text_input': its 6 bytes end inside element 0 of 1");
+  EXPECT_EQ(server->Statistics("ensemble", "")->at(0).fail.count, 2u);
+  EXPECT_EQ(server->Statistics("ensemble", "")->at(0).success.count, 1u);
+
+  // A part that runs on the text thread.
+  InferRequest post;
+  post.model_name = "postprocessing";
+  post.inputs = {Int32Tensor("TOKENS_BATCH", {1, 1, 2}, {'h', 'i'}), Int32Tensor("SEQUENCE_LENGTH", {1, 1}, {2})};
+  post.outputs = {{"OUTPUT", {{"shared_memory_region", std::string("r")}, {"shared_memory_byte_size", int64_t{6}}}}};
+  EXPECT_FALSE(Run(post)->error);
+  EXPECT_EQ(object.Take(0, 6), std::string("\2\0\0\0hi", 6));
 }
 
 TEST_F(InferenceTest, CancelEndsWithAnError) {

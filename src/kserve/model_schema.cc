@@ -16,8 +16,6 @@ constexpr std::string_view kNoPromptTable = "prompt tables are not offered";
 constexpr std::string_view kNoLora = "LoRA is not offered";
 constexpr std::string_view kNoDraft = "draft models are not offered";
 constexpr std::string_view kNoImages = "the model reads text only";
-constexpr std::string_view kNoGrammar =
-    "guided decoding is not offered here; use response_format of /v1/chat/completions";
 constexpr std::string_view kNoDisaggregation = "context and generation run in one engine here";
 constexpr std::string_view kNoRetention = "blocks are kept by last use; ranges are not offered";
 constexpr std::string_view kNoLookahead = "lookahead decoding is not offered";
@@ -53,8 +51,8 @@ Tensors GenerationInputs() {
           {"lora_task_id", kUint64, {1}, false, kNoLora},
           {"lora_weights", kFp16, {-1, -1}, false, kNoLora},
           {"lora_config", kInt32, {-1, 3}, false, kNoLora},
-          {"guided_decoding_guide_type", kBytes, {1}, false, kNoGrammar},
-          {"guided_decoding_guide", kBytes, {1}, false, kNoGrammar}};
+          {"guided_decoding_guide_type", kBytes, {1}},
+          {"guided_decoding_guide", kBytes, {1}}};
 }
 
 Tensors TextInputs() {

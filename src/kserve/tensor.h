@@ -33,12 +33,21 @@ std::string_view DataTypeName(DataType type);  // "BOOL", ..., "BYTES", "BF16"
 std::optional<DataType> DataTypeFromName(std::string_view name);
 size_t ElementBytes(DataType type);  // of kBytes: 0, an element has a length of its own
 
+// Bytes of a registered region of shared memory (kserve/shared_memory.h).
+struct RegionSpan {
+  std::string region;
+  uint64_t offset = 0, byte_size = 0;
+};
+
 struct Tensor {
   std::string name;
   DataType type = DataType::kBytes;
   std::vector<int64_t> shape;
   // Row-major, little-endian, as the protocol's raw form: BOOL one byte, BYTES a 4-byte length before each element.
   std::string data;
+  // Where its bytes are, when they are not in `data`: of an input until the core has read them, of an output that the
+  // core has written there.
+  std::optional<RegionSpan> region = std::nullopt;
 };
 
 // The number of elements of a shape; an error for a negative size or one whose bytes would not fit in memory.

@@ -20,14 +20,6 @@ grpc::Status StatusOfResult(const Result<void>& result) {
   return result.ok() ? grpc::Status::OK : StatusOf(result.error());
 }
 
-constexpr std::string_view kNoSharedMemory = "shared memory is not offered: send tensors in their messages";
-
-// Triton's rule: naming no region means all of them, and of none that is fine.
-grpc::Status NoRegion(const std::string& name) {
-  if (name.empty()) return grpc::Status::OK;
-  return {grpc::StatusCode::NOT_FOUND, fmt::format("no shared-memory region '{}': {}", name, kNoSharedMemory)};
-}
-
 // The generated layers of the callback API, one for each RPC; the two that carry tensors get their messages as bytes.
 template <template <class> class First, template <class> class... Rest>
 struct Layers {
@@ -141,28 +133,42 @@ class Service final : public CallbackLayers {
   }
 
   Reactor* SystemSharedMemoryStatus(Context* context, const inference::SystemSharedMemoryStatusRequest* request,
-                                    inference::SystemSharedMemoryStatusResponse*) override {
-    return SharedMemory(context, NoRegion(request->name()));
+                                    inference::SystemSharedMemoryStatusResponse* response) override {
+    return Guarded(context, [&]() -> Result<void> {
+      ASSIGN_OR_RETURN(auto regions, core_.shared_memory().Status(request->name()));
+      FillRegions(regions, *response);
+      return {};
+    });
   }
-  Reactor* SystemSharedMemoryRegister(Context* context, const inference::SystemSharedMemoryRegisterRequest*,
+  Reactor* SystemSharedMemoryRegister(Context* context, const inference::SystemSharedMemoryRegisterRequest* request,
                                       inference::SystemSharedMemoryRegisterResponse*) override {
-    return SharedMemory(context, {grpc::StatusCode::UNIMPLEMENTED, fmt::format("system {}", kNoSharedMemory)});
+    return Guarded(context, [&] {
+      return core_.shared_memory().Register({request->name(), request->key(), request->offset(), request->byte_size()});
+    });
   }
   Reactor* SystemSharedMemoryUnregister(Context* context, const inference::SystemSharedMemoryUnregisterRequest* request,
                                         inference::SystemSharedMemoryUnregisterResponse*) override {
-    return SharedMemory(context, NoRegion(request->name()));
+    return Guarded(context, [&]() -> Result<void> {
+      core_.shared_memory().Unregister(request->name());
+      return {};
+    });
   }
   Reactor* CudaSharedMemoryStatus(Context* context, const inference::CudaSharedMemoryStatusRequest* request,
                                   inference::CudaSharedMemoryStatusResponse*) override {
-    return SharedMemory(context, NoRegion(request->name()));
+    return Guarded(context, [&]() -> Result<void> {
+      if (request->name().empty()) return {};
+      return Error(Code::kNotFound, fmt::format("Unable to find cuda shared memory region: '{}'", request->name()));
+    });
   }
   Reactor* CudaSharedMemoryRegister(Context* context, const inference::CudaSharedMemoryRegisterRequest*,
                                     inference::CudaSharedMemoryRegisterResponse*) override {
-    return SharedMemory(context, {grpc::StatusCode::UNIMPLEMENTED, fmt::format("CUDA {}", kNoSharedMemory)});
+    return Guarded(context, []() -> Result<void> {
+      return Error(Code::kUnsupported, "CUDA shared memory is not offered; send tensors in their messages");
+    });
   }
-  Reactor* CudaSharedMemoryUnregister(Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
+  Reactor* CudaSharedMemoryUnregister(Context* context, const inference::CudaSharedMemoryUnregisterRequest*,
                                       inference::CudaSharedMemoryUnregisterResponse*) override {
-    return SharedMemory(context, NoRegion(request->name()));
+    return Guarded(context, []() -> Result<void> { return {}; });  // there is none, which is fine
   }
 
   Reactor* TraceSetting(Context* context, const inference::TraceSettingRequest* request,
@@ -204,10 +210,6 @@ class Service final : public CallbackLayers {
   Reactor* Guarded(Context* context, const Function& function) {
     grpc::Status status = MayPass(*shared_, *context);
     return Finished(context, status.ok() ? StatusOfResult(function()) : status);
-  }
-  Reactor* SharedMemory(Context* context, const grpc::Status& status) {
-    grpc::Status pass = MayPass(*shared_, *context);
-    return Finished(context, pass.ok() ? status : pass);
   }
   // `function` may take seconds; messages and reactor live until Finish.
   Reactor* OnWorker(Context* context, std::function<Result<void>()> function) {

@@ -2,6 +2,7 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <bit>
 #include <boost/json.hpp>
 #include <cstring>
@@ -111,11 +112,14 @@ Result<kserve::Tensor> TakeInput(inference::ModelInferRequest::InferInputTensor&
   auto type = kserve::DataTypeFromName(input.datatype());
   if (!type) return InputError(tensor.name, fmt::format("unknown datatype '{}'", input.datatype()));
   tensor.type = *type;
-  for (const char* parameter : {"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"})
-    if (input.parameters().contains(parameter))
-      return Error(Code::kUnsupported,
-                   fmt::format("input '{}': shared memory is not offered: send its bytes", tensor.name), tensor.name);
+  ASSIGN_OR_RETURN(kserve::Parameters parameters, ParseParameters(input.parameters()));
+  ASSIGN_OR_RETURN(tensor.region, kserve::RegionSpanOf("input", tensor.name, parameters));
   tensor.shape.assign(input.shape().begin(), input.shape().end());
+  if (tensor.region) {
+    if (input.has_contents() && ValuesElsewhere(input.contents(), 0) != 0)
+      return InputError(tensor.name, "has both contents and shared_memory_region");
+    return tensor;
+  }
   if (raw != nullptr) {
     if (input.has_contents() && ValuesElsewhere(input.contents(), 0) != 0)
       return InputError(tensor.name, "has contents although the request has raw_input_contents: send one of them");
@@ -165,16 +169,22 @@ Result<kserve::InferRequest> TakeInferRequest(inference::ModelInferRequest& mess
   request.model_version = std::move(*message.mutable_model_version());
   request.id = std::move(*message.mutable_id());
   ASSIGN_OR_RETURN(request.parameters, ParseParameters(message.parameters()));
+  // Inputs that stand in shared memory have no entry.
   int raw_count = message.raw_input_contents_size();
-  if (raw_count != 0 && raw_count != message.inputs_size())
-    return Error(Code::kInvalid,
-                 fmt::format("raw_input_contents: {} entries for {} inputs: send one for each, or none", raw_count,
-                             message.inputs_size()),
-                 "raw_input_contents");
+  auto in_message = static_cast<int>(std::ranges::count_if(
+      message.inputs(), [](const auto& input) { return !input.parameters().contains("shared_memory_region"); }));
+  if (raw_count != 0 && raw_count != in_message)
+    return Error(
+        Code::kInvalid,
+        fmt::format("raw_input_contents: {} entries for {} inputs: send one for each, or none", raw_count, in_message),
+        "raw_input_contents");
+  int raw_next = 0;
   request.inputs.reserve(static_cast<size_t>(message.inputs_size()));
   for (int i = 0; i < message.inputs_size(); ++i) {
-    std::string* raw = raw_count != 0 ? message.mutable_raw_input_contents(i) : nullptr;
-    ASSIGN_OR_RETURN(auto tensor, TakeInput(*message.mutable_inputs(i), raw));
+    auto& input = *message.mutable_inputs(i);
+    bool shared = input.parameters().contains("shared_memory_region");
+    std::string* raw = raw_count != 0 && !shared ? message.mutable_raw_input_contents(raw_next++) : nullptr;
+    ASSIGN_OR_RETURN(auto tensor, TakeInput(input, raw));
     request.inputs.push_back(std::move(tensor));
   }
   request.outputs.reserve(static_cast<size_t>(message.outputs_size()));
@@ -196,7 +206,13 @@ void FillInferResponse(kserve::InferResponse&& response, inference::ModelInferRe
     output->set_name(std::move(tensor.name));
     output->set_datatype(std::string(kserve::DataTypeName(tensor.type)));
     output->mutable_shape()->Add(tensor.shape.begin(), tensor.shape.end());
-    out.add_raw_output_contents(std::move(tensor.data));
+    if (tensor.region) {
+      auto& parameters = *output->mutable_parameters();
+      parameters["shared_memory_region"].set_string_param(std::move(tensor.region->region));
+      parameters["shared_memory_offset"].set_int64_param(static_cast<int64_t>(tensor.region->offset));
+      parameters["shared_memory_byte_size"].set_int64_param(static_cast<int64_t>(tensor.region->byte_size));
+    }
+    out.add_raw_output_contents(std::move(tensor.data));  // one for each output, also where it is empty
   }
 }
 
@@ -257,6 +273,17 @@ void FillStatistics(const std::vector<kserve::ModelStatistics>& statistics, infe
       Fill(response.empty_response, response_to.mutable_empty_response());
       Fill(response.cancel, response_to.mutable_cancel());
     }
+  }
+}
+
+void FillRegions(const std::vector<kserve::SharedMemory::Region>& regions,
+                 inference::SystemSharedMemoryStatusResponse& out) {
+  for (const auto& region : regions) {
+    auto& to = (*out.mutable_regions())[region.name];
+    to.set_name(region.name);
+    to.set_key(region.key);
+    to.set_offset(region.offset);
+    to.set_byte_size(region.byte_size);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "kserve/inference.h"
+#include "kserve/shared_memory.h"
 
 namespace inference {
 class ModelConfig;
@@ -23,6 +24,7 @@ class TraceSettingRequest;
 class TraceSettingResponse;
 class LogSettingsRequest;
 class LogSettingsResponse;
+class SystemSharedMemoryStatusResponse;
 }  // namespace inference
 
 namespace ekiben::rpc {
@@ -35,6 +37,8 @@ void FillInferResponse(kserve::InferResponse&& response, inference::ModelInferRe
 void FillMetadata(const kserve::ModelMetadata& metadata, inference::ModelMetadataResponse& out);
 Result<void> FillModelConfig(const json::object& config, inference::ModelConfig& out);
 void FillStatistics(const std::vector<kserve::ModelStatistics>& statistics, inference::ModelStatisticsResponse& out);
+void FillRegions(const std::vector<kserve::SharedMemory::Region>& regions,
+                 inference::SystemSharedMemoryStatusResponse& out);
 void FillIndex(const std::vector<serve::ModelState>& index, inference::RepositoryIndexResponse& out);
 kserve::Parameters TakeParameters(const inference::RepositoryModelLoadRequest& message);
 kserve::Parameters TakeParameters(const inference::RepositoryModelUnloadRequest& message);

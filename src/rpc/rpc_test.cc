@@ -3,20 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <filesystem>
 #include <functional>
 #include <set>
 #include <thread>
 
-#include <unistd.h>
-
-#include "base/mapped_file.h"
 #include "base/philox.h"
-#include "http/testing/certificates.h"
-#include "proto/grpc_service.grpc.pb.h"
+#include "kserve/testing/shared_object.h"
 #include "proto/health.grpc.pb.h"
-#include "rpc/grpc_server.h"
-#include "rpc/testing/scripted_inference.h"
+#include "rpc/testing/grpc_fixture.h"
 
 namespace ekiben::rpc {
 namespace {
@@ -25,7 +19,6 @@ using namespace std::chrono_literals;
 using inference::ModelInferRequest;
 using inference::ModelInferResponse;
 using inference::ModelStreamInferResponse;
-using Stub = inference::GRPCInferenceService::Stub;
 using Stream = grpc::ClientReaderWriter<ModelInferRequest, ModelStreamInferResponse>;
 
 ModelInferRequest Request(const std::string& model, const std::string& id, int64_t count = 3, int64_t bytes = 0) {
@@ -47,51 +40,6 @@ std::string Text(const ModelStreamInferResponse& message) {
   if (message.infer_response().raw_output_contents_size() == 0) return {};
   return message.infer_response().raw_output_contents(0).substr(4);
 }
-
-template <class Condition>
-bool Soon(Condition condition) {
-  for (int i = 0; i < 2000; ++i) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(10ms);
-  }
-  return false;
-}
-
-class GrpcTest : public ::testing::Test {
- protected:
-  static GrpcConfig Open() {
-    GrpcConfig config;
-    config.admin_routes = true;
-    return config;
-  }
-  void Serve(GrpcConfig config = Open()) {
-    config.port = 0;
-    auto server = GrpcServer::Create(config, core_);
-    ASSERT_TRUE(server.ok()) << server.error().message();
-    server_ = *std::move(server);
-    stub_ = NewStub();
-  }
-  std::shared_ptr<grpc::Channel> NewChannel() {
-    grpc::ChannelArguments arguments;
-    arguments.SetMaxReceiveMessageSize(INT32_MAX);
-    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
-    return grpc::CreateCustomChannel(fmt::format("127.0.0.1:{}", server_->port()), grpc::InsecureChannelCredentials(),
-                                     arguments);
-  }
-  std::unique_ptr<Stub> NewStub() { return inference::GRPCInferenceService::NewStub(NewChannel()); }
-  void ExpectNothingLeft() {
-    EXPECT_TRUE(Soon([&] {
-      auto stats = server_->stats();
-      return core_.running() == 0 && stats.inferences_running == 0 && stats.streams_open == 0;
-    })) << core_.running()
-        << " run, " << server_->stats().streams_open << " streams";
-  }
-
-  ScriptedInference core_;
-  std::unique_ptr<GrpcServer> server_;
-  std::unique_ptr<Stub> stub_;
-  grpc::ClientContext context_;
-};
 
 TEST_F(GrpcTest, LiveReadyAndModelReady) {
   Serve();
@@ -194,22 +142,53 @@ TEST_F(GrpcTest, TraceAndLogSettings) {
   EXPECT_EQ(stub_->LogSettings(&third, log, &logged).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
 }
 
-TEST_F(GrpcTest, SharedMemoryIsRefusedByName) {
+TEST_F(GrpcTest, SystemSharedMemoryIsRegisteredAndCudaRefusedByName) {
   Serve();
-  grpc::ClientContext contexts[4];
+  kserve::testing::SharedObject object("rpc", 64);
+  auto call = [](auto rpc) {
+    grpc::ClientContext context;
+    return rpc(&context);
+  };
+  inference::SystemSharedMemoryRegisterRequest region;
+  region.set_name("r");
+  region.set_key(object.key());
+  region.set_offset(8);
+  region.set_byte_size(32);
   inference::SystemSharedMemoryRegisterResponse registered;
-  auto status = stub_->SystemSharedMemoryRegister(&contexts[0], {}, &registered);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  auto add = [&](grpc::ClientContext* c) { return stub_->SystemSharedMemoryRegister(c, region, &registered); };
+  ASSERT_TRUE(call(add).ok());
+  auto twice = call(add);
+  EXPECT_EQ(twice.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(twice.error_message(), "shared memory region 'r' already in manager");
+  region.set_key("/etc");
+  EXPECT_EQ(call(add).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+
+  inference::SystemSharedMemoryStatusRequest ask;
+  inference::SystemSharedMemoryStatusResponse status;
+  auto look = [&](grpc::ClientContext* c) { return stub_->SystemSharedMemoryStatus(c, ask, &status); };
+  ASSERT_TRUE(call(look).ok());
+  EXPECT_EQ(status.regions().at("r").key(), object.key());
+  EXPECT_EQ(status.regions().at("r").offset(), 8u);
+  EXPECT_EQ(status.regions().at("r").byte_size(), 32u);
+  ask.set_name("q");
+  EXPECT_EQ(call(look).error_code(), grpc::StatusCode::NOT_FOUND);
+
+  inference::SystemSharedMemoryUnregisterRequest remove;
+  inference::SystemSharedMemoryUnregisterResponse removed;
+  auto forget = [&](grpc::ClientContext* c) { return stub_->SystemSharedMemoryUnregister(c, remove, &removed); };
+  remove.set_name("absent");
+  EXPECT_TRUE(call(forget).ok());
+  remove.set_name("r");
+  EXPECT_TRUE(call(forget).ok());
+  ask.clear_name();
+  status.Clear();
+  ASSERT_TRUE(call(look).ok());
+  EXPECT_TRUE(status.regions().empty());
+
   inference::CudaSharedMemoryRegisterResponse cuda;
-  status = stub_->CudaSharedMemoryRegister(&contexts[1], {}, &cuda);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_NE(status.error_message().find("CUDA shared memory"), std::string::npos);
-  inference::SystemSharedMemoryUnregisterRequest unregister;
-  inference::SystemSharedMemoryUnregisterResponse unregistered;
-  EXPECT_TRUE(stub_->SystemSharedMemoryUnregister(&contexts[2], unregister, &unregistered).ok());  // all of none
-  unregister.set_name("mine");
-  EXPECT_EQ(stub_->SystemSharedMemoryUnregister(&contexts[3], unregister, &unregistered).error_code(),
-            grpc::StatusCode::NOT_FOUND);
+  auto refused = call([&](grpc::ClientContext* c) { return stub_->CudaSharedMemoryRegister(c, {}, &cuda); });
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_NE(refused.error_message().find("CUDA shared memory"), std::string::npos);
 }
 
 TEST_F(GrpcTest, TypedAndRawContentsComeBackRaw) {
@@ -298,13 +277,44 @@ TEST_F(GrpcTest, BadTensorsAreRefusedByName) {
     EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << request.ShortDebugString();
     EXPECT_NE(status.error_message().find(one.message), std::string::npos) << status.error_message();
   }
-  ModelInferRequest shared;
-  shared.set_model_name("echo");
-  shared.add_inputs()->set_datatype("INT32");
-  (*shared.mutable_inputs(0)->mutable_parameters())["shared_memory_region"].set_string_param("mine");
+}
+
+// An input by reference has no entry among the raw contents; an output by reference has an empty one.
+TEST_F(GrpcTest, TensorsByReferenceKeepTheOthersInTheirPlaces) {
+  Serve();
+  ModelInferRequest request;
+  request.set_model_name("echo");
+  auto add = [&](const char* name) {
+    auto* tensor = request.add_inputs();
+    tensor->set_name(name);
+    tensor->set_datatype("INT32");
+    tensor->add_shape(1);
+    return tensor;
+  };
+  add("first");
+  auto& parameters = *add("second")->mutable_parameters();
+  parameters["shared_memory_region"].set_string_param("r");
+  parameters["shared_memory_byte_size"].set_int64_param(4);
+  parameters["shared_memory_offset"].set_int64_param(12);
+  add("third");
+  request.add_raw_input_contents("1111");
+  request.add_raw_input_contents("3333");
   grpc::ClientContext context;
   ModelInferResponse response;
-  EXPECT_EQ(stub_->ModelInfer(&context, shared, &response).error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  auto status = stub_->ModelInfer(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.raw_output_contents_size(), 3);
+  EXPECT_EQ(response.raw_output_contents(0), "1111");
+  EXPECT_EQ(response.raw_output_contents(1), "");
+  EXPECT_EQ(response.raw_output_contents(2), "3333");
+  const auto& back = response.outputs(1).parameters();
+  EXPECT_EQ(back.at("shared_memory_region").string_param(), "r");
+  EXPECT_EQ(back.at("shared_memory_offset").int64_param(), 12);
+  EXPECT_EQ(back.at("shared_memory_byte_size").int64_param(), 4);
+
+  request.mutable_inputs(1)->mutable_parameters()->erase("shared_memory_byte_size");
+  grpc::ClientContext second;
+  EXPECT_EQ(stub_->ModelInfer(&second, request, &response).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
 }
 
 TEST_F(GrpcTest, UnaryErrorsAreStatuses) {
@@ -701,97 +711,6 @@ TEST_F(GrpcTest, APortInUseIsAnError) {
   auto second = GrpcServer::Create(config, core_);
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.error().field(), "grpc_port");
-}
-
-// A CA with a server's and a client's certificate, and another CA with a server's.
-class TlsFiles {
- public:
-  TlsFiles() : folder_(std::filesystem::temp_directory_path() / fmt::format("ekiben_rpc_test_{}", ::getpid())) {
-    std::filesystem::create_directories(folder_);
-    for (auto [ca, names] : {std::pair("ca", std::vector{"server", "client"}), {"other", std::vector{"second"}}}) {
-      auto authority = http::testing::MakeCa(ca);
-      Write(ca, authority);
-      for (const char* name : names) Write(name, http::testing::MakeSigned(authority, name));
-    }
-  }
-  ~TlsFiles() { std::filesystem::remove_all(folder_); }
-  std::string Path(const std::string& name) const { return (folder_ / name).string(); }
-  std::string Read(const std::string& name) const { return *ReadFile(Path(name), 1 << 20); }
-  void Replace(const char* name, const char* by) const {
-    std::filesystem::rename(Path(by), Path(name));  // whole, never half-written
-  }
-
- private:
-  void Write(const std::string& name, const http::testing::Certificate& certificate) const {
-    ASSERT_TRUE(WriteFileAtomic(Path(name + ".pem"), certificate.certificate_pem).ok());
-    ASSERT_TRUE(WriteFileAtomic(Path(name + ".key"), certificate.key_pem).ok());
-  }
-  std::filesystem::path folder_;
-};
-
-class GrpcTlsTest : public GrpcTest {
- protected:
-  bool Answers(const std::string& ca, const std::string& client) {
-    grpc::SslCredentialsOptions options;
-    options.pem_root_certs = files_.Read(ca);
-    if (!client.empty()) {
-      options.pem_private_key = files_.Read(client + ".key");
-      options.pem_cert_chain = files_.Read(client + ".pem");
-    }
-    grpc::ChannelArguments arguments;
-    arguments.SetSslTargetNameOverride("localhost");
-    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    auto channel = grpc::CreateCustomChannel(fmt::format("127.0.0.1:{}", server_->port()),
-                                             grpc::SslCredentials(options), arguments);
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + 10s);
-    inference::ServerLiveResponse live;
-    return inference::GRPCInferenceService::NewStub(channel)->ServerLive(&context, {}, &live).ok() && live.live();
-  }
-  TlsFiles files_;
-};
-
-TEST_F(GrpcTlsTest, TlsWithReloadOfTheCertificate) {
-  GrpcConfig config;
-  config.tls.certfile = files_.Path("server.pem");
-  config.tls.keyfile = files_.Path("server.key");
-  config.tls_reload_period = 1s;
-  Serve(config);
-  EXPECT_TRUE(Answers("ca.pem", ""));
-  EXPECT_FALSE(Answers("other.pem", ""));
-  grpc::ClientContext context;
-  inference::ServerLiveResponse live;
-  context.set_deadline(std::chrono::system_clock::now() + 5s);
-  EXPECT_FALSE(stub_->ServerLive(&context, {}, &live).ok());  // without TLS
-  files_.Replace("server.key", "second.key");
-  files_.Replace("server.pem", "second.pem");
-  EXPECT_TRUE(Soon([&] { return Answers("other.pem", ""); }));
-}
-
-TEST_F(GrpcTlsTest, AClientCaAsksForAClientsCertificate) {
-  GrpcConfig config;
-  config.tls.certfile = files_.Path("server.pem");
-  config.tls.keyfile = files_.Path("server.key");
-  config.tls.ca_certs = files_.Path("ca.pem");
-  Serve(config);
-  EXPECT_TRUE(Answers("ca.pem", "client"));
-  EXPECT_FALSE(Answers("ca.pem", ""));
-  EXPECT_FALSE(Answers("ca.pem", "second"));
-}
-
-TEST_F(GrpcTlsTest, FilesAreCheckedBeforeTheServerStarts) {
-  GrpcConfig config;
-  config.port = 0;
-  config.tls.certfile = files_.Path("server.pem");
-  config.tls.keyfile = files_.Path("client.key");
-  EXPECT_FALSE(GrpcServer::Create(config, core_).ok());
-  config.tls.keyfile = files_.Path("none.key");
-  EXPECT_FALSE(GrpcServer::Create(config, core_).ok());
-  config.tls.keyfile = files_.Path("server.key");
-  config.tls.ca_certs = files_.Path("server.key");
-  EXPECT_FALSE(GrpcServer::Create(config, core_).ok());
-  config.tls.ca_certs.clear();
-  EXPECT_TRUE(GrpcServer::Create(config, core_).ok());
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 
 #include "base/bounded_queue.h"
 #include "kserve/inference.h"
+#include "kserve/shared_memory.h"
 
 namespace ekiben::rpc {
 
@@ -42,6 +43,7 @@ class ScriptedInference final : public kserve::InferenceServer {
       const std::map<std::string, kserve::Setting>& changes) override;
   Result<std::shared_ptr<kserve::Inference>> Infer(kserve::InferRequest request,
                                                    std::shared_ptr<kserve::InferSink> sink) override;
+  kserve::SharedMemory& shared_memory() override { return shared_memory_; }
   std::string MetricsText() const override { return {}; }
   std::optional<LoadReport> CurrentLoad() const override { return std::nullopt; }
 
@@ -50,6 +52,7 @@ class ScriptedInference final : public kserve::InferenceServer {
   void Run(const kserve::InferRequest& request, kserve::InferSink& sink, const Held& held);
 
   const std::vector<std::string> extensions_ = {"parameters", "statistics"};
+  kserve::SharedMemory shared_memory_{"/ekiben_test_"};
   std::atomic<bool> draining_{false};
   std::atomic<int64_t> running_{0}, cancelled_{0};
   std::map<std::string, std::vector<std::string>> trace_ = {{"trace_rate", {"1000"}}};
