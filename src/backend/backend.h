@@ -34,6 +34,7 @@ struct BackendInfo {
   int32_t blocks = 0;       // KV pool
   int32_t tickets_max = 1;  // 1: steps do not overlap; 2: step n+1 may be launched before n finished
   int64_t kv_bytes_per_token = 0;
+  bool gathers_logits = false;  // Request::logits are filled
   bool pools_hidden = false;  // OutputKind::kPooledHidden is offered
   // Measured at start; empty: not known.
   std::vector<StepCost> step_costs;  // ascending in tokens

@@ -66,7 +66,7 @@ CpuBackend::CpuBackend(Model& model, const CpuBackendConfig& config, const Clock
   // Pages are touched only by as many rows as a step asks for: max_batch_size of them, or all under prompt_logprobs.
   logits_ = Buffer(tokens * static_cast<size_t>(m.vocab_size) * sizeof(float));
   hidden_ = Buffer(tokens * static_cast<size_t>(m.hidden_size) * sizeof(float));
-  info_.pools_hidden = true;
+  info_.pools_hidden = info_.gathers_logits = true;
 }
 
 CpuBackend::~CpuBackend() = default;
@@ -91,6 +91,7 @@ std::vector<MemoryLine> CpuBackend::memory() const {
 void CpuBackend::BindSlot(const SlotBinding& binding) {
   SlotState& slot = slots_[static_cast<size_t>(binding.slot.value)];
   slot.request = binding.request;
+  slot.sequence_index = binding.sequence_index;
   slot.last_token = binding.generated.empty() ? 0 : binding.generated.back();
   slot.pooled.clear();
   if (binding.request->pooling != Pooling::kNone) slot.pooled.resize(static_cast<size_t>(model_.config().hidden_size));
@@ -168,8 +169,11 @@ void CpuBackend::SampleRows() {
   prompt_logprobs_.clear();
   for (const Output& output : outputs_) {
     const PlanRow& row = rows[static_cast<size_t>(output.row)];
-    if (row.output == OutputKind::kAllLogits)
-      PromptLogProbs(row, output.logits_row - row.token_count + 1, results_[static_cast<size_t>(output.row)]);
+    if (row.output == OutputKind::kAllLogits) {
+      int32_t first = output.logits_row - row.token_count + 1;
+      KeepContextLogits(row, first);
+      PromptLogProbs(row, first, results_[static_cast<size_t>(output.row)]);
+    }
     if (row.output == OutputKind::kPooledHidden)
       Pool(row, output.logits_row, results_[static_cast<size_t>(output.row)]);
   }
@@ -186,6 +190,11 @@ void CpuBackend::SampleRows() {
       if (row.output == OutputKind::kAllLogits && std::cmp_less(row.position + row.token_count, request.prompt.size()))
         continue;
       float* logits = logits_.as<float>() + int64_t{output.logits_row} * info_.vocab_size;
+      if (request.logits != nullptr && request.logits->generation()) {  // before the sampler changes them
+        int32_t made = row.position + row.token_count - static_cast<int32_t>(request.prompt.size());
+        int32_t sequence_index = slots_[static_cast<size_t>(row.slot.value)].sequence_index;
+        std::copy_n(logits, info_.vocab_size, request.logits->Generation(sequence_index, made));
+      }
       PositionLogProbs* logprobs = &logprobs_[index];
       bool wanted = request.sampling.logprobs >= 0;
       Sampler::Choice choice = sampler_.Sample(row.slot, logits, wanted ? logprobs : nullptr);
@@ -215,8 +224,17 @@ void CpuBackend::Pool(const PlanRow& row, int32_t last_hidden_row, RowResult& re
   result.hidden = slot.pooled;
 }
 
+void CpuBackend::KeepContextLogits(const PlanRow& row, int32_t first_logits_row) {
+  const Request& request = *slots_[static_cast<size_t>(row.slot.value)].request;
+  if (request.logits == nullptr || !request.logits->context()) return;
+  for (int32_t i = 0; i < row.token_count && std::cmp_less(row.position + i, request.prompt.size()); ++i)
+    std::copy_n(logits_.as<float>() + int64_t{first_logits_row + i} * info_.vocab_size, info_.vocab_size,
+                request.logits->Context(row.position + i));
+}
+
 void CpuBackend::PromptLogProbs(const PlanRow& row, int32_t first_logits_row, RowResult& result) {
   const Request& request = *slots_[static_cast<size_t>(row.slot.value)].request;
+  if (!request.prompt_logprobs) return;
   size_t first = prompt_logprobs_.size();
   for (int32_t i = 0; i < row.token_count; ++i) {
     int64_t next = int64_t{row.position} + i + 1;

@@ -47,6 +47,7 @@ class CpuBackend final : public Backend {
   CpuBackend(Model& model, const CpuBackendConfig& config, const Clock& clock);
   struct SlotState {
     const Request* request = nullptr;
+    int32_t sequence_index = 0;
     TokenId last_token = 0;
     std::vector<float> pooled;  // of Request::pooling: a sum until the prompt ends
   };
@@ -59,6 +60,7 @@ class CpuBackend final : public Backend {
   void GatherBatch();
   void SampleRows();
   void Pool(const PlanRow& row, int32_t last_hidden_row, RowResult& result);
+  void KeepContextLogits(const PlanRow& row, int32_t first_logits_row);
   void PromptLogProbs(const PlanRow& row, int32_t first_logits_row, RowResult& result);
 
   Model& model_;

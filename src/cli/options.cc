@@ -54,6 +54,12 @@ void AddPackingOptions(CLI::App& app, BuildConfig& b) {
   AddSwitch(app, "--multiple_profiles", b.multiple_profiles,
             "Time the kernels for every bucket of token counts and keep the best of each");
   AddSwitch(app, "--use_paged_context_fmha", b.use_paged_context_fmha, "Context attention reads the paged cache");
+  AddSwitch(app, "--gather_context_logits", b.gather_context_logits,
+            "Requests may ask for the logits of their prompts (Triton's models; CPU)");
+  AddSwitch(app, "--gather_generation_logits", b.gather_generation_logits,
+            "Requests may ask for the logits of their tokens (Triton's models; CPU)");
+  app.get_option("--gather_context_logits")->group(kBuildGroup);
+  app.get_option("--gather_generation_logits")->group(kBuildGroup);
   app.get_option("--multiple_profiles")->group(kBuildGroup);
   app.get_option("--use_paged_context_fmha")->group(kBuildGroup);
 }

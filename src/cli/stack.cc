@@ -59,6 +59,8 @@ serve::EngineFacts FactsOf(const Engine& engine, const ExecutorConfig& executor)
   out.vocab_size = engine.model.vocab_size;
   out.hidden_size = engine.model.hidden_size;
   out.tokens_per_block = engine.build.tokens_per_block;
+  out.gather_context_logits = engine.build.gather_context_logits;
+  out.gather_generation_logits = engine.build.gather_generation_logits;
   return out;
 }
 

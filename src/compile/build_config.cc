@@ -68,6 +68,9 @@ Result<void> Validate(const BuildConfig& build, const ModelConfig& model) {
                                              "to take instead; the value is disable, or auto, which comes to the same",
                                              build.gemm_plugin));
   }
+  if (cuda && (build.gather_context_logits || build.gather_generation_logits))
+    return Refuse(build.gather_context_logits ? "gather_context_logits" : "gather_generation_logits",
+                  "enable is not offered by the CUDA backend, whose logits stay on the GPU; build for --device cpu");
   if (build.kv_cache_type != "paged")
     return Refuse("kv_cache_type", fmt::format("'{}' is not offered by the {} backend, which keeps keys and values in "
                                                "blocks only; the value is paged",
@@ -92,7 +95,9 @@ json::object ToJson(const BuildConfig& b) {
           {"multiple_profiles", b.multiple_profiles},
           {"gemm_plugin", b.gemm_plugin},
           {"use_paged_context_fmha", b.use_paged_context_fmha},
-          {"kv_cache_type", b.kv_cache_type}};
+          {"kv_cache_type", b.kv_cache_type},
+          {"gather_context_logits", b.gather_context_logits},
+          {"gather_generation_logits", b.gather_generation_logits}};
 }
 
 Result<BuildConfig> BuildConfigFromJson(const json::object& object) {
@@ -125,6 +130,8 @@ Result<BuildConfig> BuildConfigFromJson(const json::object& object) {
   RETURN_IF_ERROR(text("gemm_plugin", out.gemm_plugin));
   RETURN_IF_ERROR(flag("use_paged_context_fmha", out.use_paged_context_fmha));
   RETURN_IF_ERROR(text("kv_cache_type", out.kv_cache_type));
+  RETURN_IF_ERROR(flag("gather_context_logits", out.gather_context_logits));
+  RETURN_IF_ERROR(flag("gather_generation_logits", out.gather_generation_logits));
   return out;
 }
 

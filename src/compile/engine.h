@@ -35,6 +35,7 @@ struct BuildConfig {
   std::string gemm_plugin = "auto";
   bool use_paged_context_fmha = true;
   std::string kv_cache_type = "paged";
+  bool gather_context_logits = false, gather_generation_logits = false;  // requests may ask for them; CPU only
 };
 
 // What a build stands for where nothing was said: a CPU is full with few tokens, a GPU wants many in one step, and its

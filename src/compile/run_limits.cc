@@ -46,6 +46,10 @@ Result<void> SameAsBuilt(const BuildConfig& options, const Engine& engine) {
                       std::to_string(built.tokens_per_block), engine.path);
   if (options.gemm_plugin != said_nothing.gemm_plugin && options.gemm_plugin != built.gemm_plugin)
     return NeedsBuild("gemm_plugin", options.gemm_plugin, built.gemm_plugin, engine.path);
+  if (options.gather_context_logits && !built.gather_context_logits)
+    return NeedsBuild("gather_context_logits", "enable", "disable", engine.path);
+  if (options.gather_generation_logits && !built.gather_generation_logits)
+    return NeedsBuild("gather_generation_logits", "enable", "disable", engine.path);
   if (!options.multiple_profiles && built.multiple_profiles)
     return NeedsBuild("multiple_profiles", "disable", "enable", engine.path);
   if (options.opt_num_tokens != 0 && options.opt_num_tokens != built.opt_num_tokens)

@@ -158,7 +158,7 @@ const Sequence* ExecutorLoop::PromptHolder(const Sequence& sequence) const {
 StartingPoint ExecutorLoop::FindStart(Sequence& sequence, int32_t& blocks_idle) {
   StartingPoint start;
   const RequestState& state = *sequence.owner;
-  bool wants_every_logit = sequence.index == 0 && state.request->prompt_logprobs && !state.prompt_logprobs_sent;
+  bool wants_every_logit = WantsEveryLogit(sequence);
   bool wants_every_state = state.request->pooling == Pooling::kMean;
   if (wants_every_logit || wants_every_state ||
       (sequence.keys.empty() && state.request->n == 1 && !config_.enable_kv_cache_reuse)) {
@@ -318,7 +318,7 @@ void ExecutorLoop::AddContextRow(Sequence& sequence, int32_t token_count) {
   int32_t position = sequence.cached, end = position + token_count;
   bool last_chunk = end == static_cast<int32_t>(sequence.tokens.size());
   bool samples = last_chunk && sequence.generated_max > 0;
-  bool wants_every_logit = sequence.index == 0 && state.request->prompt_logprobs && !state.prompt_logprobs_sent;
+  bool wants_every_logit = WantsEveryLogit(sequence);
   OutputKind output = samples ? OutputKind::kSample : OutputKind::kNone;
   if (wants_every_logit) output = OutputKind::kAllLogits;
   Pooling pooling = state.request->pooling;

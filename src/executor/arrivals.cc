@@ -42,6 +42,11 @@ Result<void> ExecutorLoop::Validate(const Request& request) const {
                              "them (--device cpu)",
                              info.name),
                  "input");
+  if (request.logits != nullptr && !info.gathers_logits)
+    return Error(
+        Code::kUnsupported,
+        fmt::format("logits are not offered by the backend '{}'; the CPU's has them (--device cpu)", info.name),
+        "return_context_logits");
   if (request.n < 1 || request.n > kSequencesMax) {
     return invalid("n", fmt::format("n {} is outside [1, {}]", request.n, kSequencesMax));
   }

@@ -93,15 +93,15 @@ void ExecutorLoop::CommitRow(const Flight::Row& row, const RowResult& result) {
 
 void ExecutorLoop::KeepPromptLogProbs(Sequence& sequence, const Flight::Row& row, const RowResult& result) {
   RequestState& state = *sequence.owner;
-  if (sequence.index != 0 || !state.request->prompt_logprobs || state.prompt_logprobs_sent) return;
+  if (!WantsEveryLogit(sequence)) return;
   std::vector<PositionLogProbs>& all = state.prompt_logprobs;
   auto begin = static_cast<size_t>(row.position);
   for (size_t i = 0; i < result.prompt_logprobs.size() && begin + i < all.size(); ++i) {
     all[begin + i] = result.prompt_logprobs[i];
   }
   if (sequence.computed < sequence.prompt_tokens) return;
-  state.prompt_logprobs_sent = true;
-  state.sink->OnPromptLogProbs(state.request->id, all);
+  state.prompt_scored = true;
+  if (state.request->prompt_logprobs) state.sink->OnPromptLogProbs(state.request->id, all);
 }
 
 void ExecutorLoop::AcceptToken(Sequence& sequence, TokenId token, const PositionLogProbs* logprobs) {

@@ -24,6 +24,13 @@ void AppendKeys(Sequence& sequence, int32_t tokens_per_block) {
 
 }  // namespace
 
+bool WantsEveryLogit(const Sequence& sequence) {
+  const RequestState& state = *sequence.owner;
+  const Request& request = *state.request;
+  bool keeps = request.logits != nullptr && request.logits->context();
+  return sequence.index == 0 && (request.prompt_logprobs || keeps) && !state.prompt_scored;
+}
+
 bool StartsBefore(const Sequence& a, const Sequence& b) {
   auto rank = [](const Sequence& s) {
     return std::tuple(-static_cast<int64_t>(s.owner->request->priority), s.owner->arrival_order, s.index);

@@ -73,7 +73,7 @@ struct RequestState {
   uint64_t arrival_order = 0;
   PrefixSalt salt;
   std::vector<PositionLogProbs> prompt_logprobs;  // prompt.size() - 1, with Request::prompt_logprobs
-  bool prompt_logprobs_sent = false;
+  bool prompt_scored = false;                     // its log-probabilities were sent, its logits are kept
   ListLink<RequestState> live_link;
   std::atomic<bool> cancelled{false};
 };
@@ -91,6 +91,9 @@ struct SequenceLimits {
 // Everything a request needs, allocated here. `first_id`: of sequence 0; the others follow.
 std::unique_ptr<RequestState> MakeRequestState(std::shared_ptr<const Request> request, TokenSink* sink,
                                                const SequenceLimits& limits, SequenceId first_id);
+
+// The rows of its prompt that are still to be computed are each wanted whole.
+bool WantsEveryLogit(const Sequence& sequence);
 
 // Appends a generated token, and its block's key when the token fills one.
 void AppendToken(Sequence& sequence, TokenId token, int32_t tokens_per_block);

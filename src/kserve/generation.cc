@@ -127,6 +127,7 @@ bool Generation::Take(Row& row, Sequence& sequence, const GenerationPlan::Row& p
   }
   sequence.text.append(event.text);
   int32_t tokens = event.reason == FinishReason::kEndToken ? 0 : event.tokens_new;
+  sequence.sampled += event.tokens_new;
   sequence.tokens_new += tokens;
   sequence.tokens_all += tokens;
   sequence.tokens.insert(sequence.tokens.end(), event.tokens.begin(), event.tokens.end());
@@ -193,8 +194,7 @@ void Generation::Send(InferResponse response, Nanos emitted) {
   sink_->OnResponse(std::move(response));
 }
 
-void Generation::AddRowOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of,
-                               bool last) const {
+void Generation::AddRowOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of, bool last) {
   size_t rows = of.back().first - of.front().first + 1;
   auto batch = static_cast<int64_t>(rows), each = static_cast<int64_t>(of.size() / rows);
   auto add = [&](Tensor tensor) {
@@ -229,9 +229,42 @@ void Generation::AddRowOutputs(InferResponse& response, const std::vector<std::p
     add(Fp32Tensor("cum_log_probs", {batch, each}, sums));
     add(Fp32Tensor("output_log_probs", {batch, each, static_cast<int64_t>(longest)}, each_token));
   }
+  AddLogits(response, of);
   if (rows_.size() > 1) add(Int32Tensor("batch_index", {batch, each}, batch_index));
   if (plan_.n > 1) add(Int32Tensor("sequence_index", {batch, each}, sequence_index));
   if (plan_.perf_metrics && last) AddPerfMetrics(response, of);
+}
+
+// context_logits [1, prompt, vocab] once; generation_logits [1, sequences, max_tokens, vocab], rows without a token
+// zero, or in a stream [1, 1, new tokens, vocab]. Of one prompt: a batch was refused.
+void Generation::AddLogits(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of) {
+  Row& row = rows_[of.front().first];
+  if (row.info.logits == nullptr) return;
+  const GatheredLogits& logits = *row.info.logits;
+  const int64_t vocab = logits.vocab_size();
+  const size_t row_bytes = static_cast<size_t>(vocab) * sizeof(float);
+  auto append = [&](Tensor& tensor, const float* values) {
+    tensor.data.append(reinterpret_cast<const char*>(values), row_bytes);
+  };
+  if (plan_.context_logits && Wanted("context_logits") && !std::exchange(row.context_told, true)) {
+    Tensor tensor{"context_logits", DataType::kFp32, {1, logits.prompt_tokens(), vocab}, {}};
+    tensor.data.reserve(row_bytes * static_cast<size_t>(logits.prompt_tokens()));
+    for (int32_t i = 0; i < logits.prompt_tokens(); ++i) append(tensor, logits.Context(i));
+    response.outputs.push_back(std::move(tensor));
+  }
+  if (!plan_.generation_logits || !Wanted("generation_logits")) return;
+  Sequence& first = row.sequences[of.front().second];
+  int32_t tokens = plan_.stream ? first.sampled - first.sampled_told : logits.max_tokens();
+  Tensor tensor{"generation_logits", DataType::kFp32, {1, static_cast<int64_t>(of.size()), tokens, vocab}, {}};
+  tensor.data.reserve(row_bytes * of.size() * static_cast<size_t>(tokens));
+  for (size_t at = 0; at < of.size(); ++at) {
+    Sequence& sequence = row.sequences[of[at].second];
+    auto index = static_cast<int32_t>(of[at].second);
+    int32_t begin = plan_.stream ? std::exchange(sequence.sampled_told, sequence.sampled) : 0;
+    for (int32_t i = begin; i < sequence.sampled; ++i) append(tensor, logits.Generation(index, i));
+    tensor.data.resize(row_bytes * (at + 1) * static_cast<size_t>(tokens));
+  }
+  response.outputs.push_back(std::move(tensor));
 }
 
 void Generation::AddTokenOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of) const {
@@ -299,6 +332,9 @@ StageTimes Generation::Times() const {
     out.scheduled = std::min(out.scheduled, row.info.times.scheduled);
     out.last_token = std::max(out.last_token, row.last_token);
   }
+  // A row may start while another is still tokenized: the stages of the whole follow each other, and add up.
+  out.scheduled = std::max(out.scheduled, out.submitted);
+  out.last_token = std::max(out.last_token, out.scheduled);
   out.end = clock_.Now();
   return out;
 }

@@ -48,6 +48,7 @@ class Generation final : public Inference, public std::enable_shared_from_this<G
     TokenSequence tail;            // the newest, for stop_sequences
     std::vector<float> log_probs;  // with `tokens`
     float cum_log_prob = 0;
+    int32_t sampled = 0, sampled_told = 0;   // tokens, with one that ends it; of those, in responses already sent
     int32_t tokens_new = 0, tokens_all = 0;  // since the last response; in all
     bool ended = false;
   };
@@ -55,6 +56,7 @@ class Generation final : public Inference, public std::enable_shared_from_this<G
     serve::PromptInfo info;
     std::vector<Sequence> sequences;
     Nanos first_token{}, last_token{};
+    bool context_told = false;
   };
 
   void OnPrompt(size_t row, const serve::PromptInfo& info);
@@ -70,7 +72,8 @@ class Generation final : public Inference, public std::enable_shared_from_this<G
   void CountSuccess();
   void CancelRows();
   std::pair<bool, bool> Cancelled();  // asked for, and quietly
-  void AddRowOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of, bool last) const;
+  void AddRowOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of, bool last);
+  void AddLogits(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of);
   void AddTokenOutputs(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of) const;
   void AddPerfMetrics(InferResponse& response, const std::vector<std::pair<size_t, size_t>>& of) const;
   bool Wanted(std::string_view output) const { return Wants(config_.outputs, output); }

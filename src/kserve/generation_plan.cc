@@ -114,18 +114,23 @@ Result<void> CheckPad(const Inputs& inputs, int32_t row, int32_t vocab_size) {
   return Invalid("pad_id", fmt::format("token id {} is outside [0, {})", pad, vocab_size));
 }
 
-Result<void> CheckLogits(const Inputs& inputs, const serve::EngineFacts& facts) {
+Result<void> AddLogits(const Inputs& inputs, const serve::EngineFacts& facts, GenerationPlan& plan) {
   struct {
     const char *input, *option;
     bool gathered;
-  } const kinds[] = {{"return_context_logits", "gather_context_logits", facts.gather_context_logits},
-                     {"return_generation_logits", "gather_generation_logits", facts.gather_generation_logits}};
+    bool& wanted;
+  } const kinds[] = {
+      {"return_context_logits", "gather_context_logits", facts.gather_context_logits, plan.context_logits},
+      {"return_generation_logits", "gather_generation_logits", facts.gather_generation_logits, plan.generation_logits}};
   for (const auto& kind : kinds) {
-    ASSIGN_OR_RETURN(bool wanted, Agreed(inputs, kind.input));
-    if (wanted && !kind.gathered)
+    ASSIGN_OR_RETURN(kind.wanted, Agreed(inputs, kind.input));
+    if (kind.wanted && !kind.gathered)
       return Error(Code::kUnsupported,
                    fmt::format("{}: the engine was built without {}; leave it out", kind.input, kind.option),
                    kind.input);
+    if (kind.wanted && inputs.batch() > 1)
+      return Error(Code::kUnsupported,
+                   fmt::format("{}: a batch of {}; send one prompt a request", kind.input, inputs.batch()), kind.input);
   }
   return {};
 }
@@ -145,7 +150,7 @@ Result<void> AddCommon(const Inputs& inputs, const PlanContext& context, Generat
       return Invalid("num_return_sequences", "must be equal in all rows of a batch");
   if (plan.n < 1 || plan.n > kSequencesMax)
     return Invalid("num_return_sequences", fmt::format("{} is outside [1, {}]", plan.n, kSequencesMax));
-  RETURN_IF_ERROR(CheckLogits(inputs, context.facts));
+  RETURN_IF_ERROR(AddLogits(inputs, context.facts, plan));
   ASSIGN_OR_RETURN(plan.log_probs, Agreed(inputs, "return_log_probs"));
   ASSIGN_OR_RETURN(plan.perf_metrics, Agreed(inputs, "return_perf_metrics"));
   return {};
@@ -154,6 +159,8 @@ Result<void> AddCommon(const Inputs& inputs, const PlanContext& context, Generat
 Result<void> AddRowCommon(const Inputs& inputs, int32_t row, const PlanContext& context, const SamplingNames& names,
                           const GenerationPlan& plan, serve::TextRequest& out) {
   out.n = plan.n;
+  out.context_logits = plan.context_logits;
+  out.generation_logits = plan.generation_logits;
   AddSampling(inputs, row, names, out.sampling);
   if (plan.log_probs) out.sampling.logprobs = 0;
   RETURN_IF_ERROR(AddEnd(inputs, row, out));

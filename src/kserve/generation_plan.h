@@ -25,6 +25,7 @@ struct GenerationPlan {
   };
   std::vector<Row> rows;
   int32_t n = 1;
+  bool context_logits = false, generation_logits = false;
   bool stream = false, log_probs = false, perf_metrics = false, num_input_tokens = false, num_output_tokens = false;
 };
 

@@ -7,6 +7,7 @@
 #include <boost/json.hpp>
 #include <cstring>
 #include <future>
+#include <thread>
 
 #include "kserve/shared_memory.h"
 #include "kserve/testing/shared_object.h"
@@ -375,6 +376,68 @@ TEST_F(InferenceTest, AGuideIsAGrammar) {
   EXPECT_EQ(Refusal(with("regex", "(a"), Code::kInvalid).find("guided_decoding_guide: "), 0u);
   EXPECT_EQ(Refusal(with("regex", "a", {Int("end_id", 'q', {1, 1})}), Code::kInvalid),
             "end_id: 113 is no end token of the model, which a guided text ends with; leave it out");
+}
+
+TEST_F(InferenceTest, LogitsComeWhereTheEngineGathersThem) {
+  ScriptedModelOptions options;
+  options.facts.gather_context_logits = options.facts.gather_generation_logits = true;
+  options.service.logits_bytes_max = 100 * 4 * 300;
+  Start(std::move(options));
+  std::vector<Tensor> both = {Bool("return_context_logits", true, {1, 1}),
+                              Bool("return_generation_logits", true, {1, 1})};
+  auto whole = Run(TextRequest("abc", 4, both));
+  ASSERT_FALSE(whole->error) << whole->error->message();
+  const InferResponse& response = whole->responses.at(0);
+  const Tensor* context = Output(response, "context_logits");
+  const Tensor* generation = Output(response, "generation_logits");
+  ASSERT_TRUE(context != nullptr && generation != nullptr);
+  ASSERT_EQ(context->shape.size(), 3u);
+  int64_t prompt = context->shape[1], vocab = context->shape[2];
+  EXPECT_GE(prompt, 3);
+  EXPECT_EQ(generation->shape, (std::vector<int64_t>{1, 1, 4, vocab}));
+  auto rows = [&](const InferResponse& from, const char* name) {
+    std::vector<float> out, values = Values<float>(from, name);
+    for (size_t i = 0; i < values.size(); i += static_cast<size_t>(vocab)) {
+      EXPECT_EQ(values[i], values[i + static_cast<size_t>(vocab) - 1]);
+      out.push_back(values[i]);
+    }
+    return out;
+  };
+  EXPECT_EQ(rows(response, "context_logits").back(), static_cast<float>(prompt - 1));
+  EXPECT_EQ(rows(response, "generation_logits"), (std::vector<float>{100, 101, 102, 103}));
+
+  InferRequest streamed = TextRequest("abc", 3, both);
+  streamed.inputs.push_back(Bool("stream", true, {1, 1}));
+  streamed.may_stream = true;
+  auto stream = Run(std::move(streamed));
+  ASSERT_EQ(stream->responses.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(Output(stream->responses[i], "context_logits") != nullptr, i == 0);
+    EXPECT_EQ(rows(stream->responses[i], "generation_logits"), std::vector<float>{100.0f + static_cast<float>(i)});
+  }
+
+  InferRequest several = TextRequest("abc", 2, {both[1], Int("num_return_sequences", 2, {1, 1})});
+  auto two = Run(std::move(several));
+  ASSERT_FALSE(two->error) << two->error->message();
+  EXPECT_EQ(rows(two->responses.at(0), "generation_logits"), (std::vector<float>{100, 101, 200, 201}));
+  EXPECT_EQ(Output(two->responses.at(0), "context_logits"), nullptr);
+
+  EXPECT_EQ(Refusal(TextRequest("abc", 1000, both), Code::kInvalid).find("return_context_logits: "), 0u);
+  InferRequest batch = TextRequest("abc", 1);
+  batch.inputs = {BytesTensor("text_input", {2, 1}, {"a", "b"}), Int32Tensor("max_tokens", {2, 1}, {1, 1}),
+                  Tensor{"return_context_logits", DataType::kBool, {2, 1}, "\1\1"}};
+  EXPECT_EQ(Refusal(std::move(batch), Code::kUnsupported),
+            "return_context_logits: a batch of 2; send one prompt a request");
+  // What ended gives its memory back, a moment after its last response.
+  for (int i = 0; i < 3; ++i) {
+    std::string refusal;
+    for (int tries = 0; tries < 2000; ++tries) {
+      refusal = Refusal(TextRequest("abc", 60, both), Code::kOverloaded);
+      if (refusal == "(taken)") break;
+      std::this_thread::sleep_for(1ms);
+    }
+    EXPECT_EQ(refusal, "(taken)");
+  }
 }
 
 TEST_F(InferenceTest, NumbersMayComeAsClassesAndTensorsByMemory) {

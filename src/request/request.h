@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "request/gathered_logits.h"
 #include "request/ids.h"
 #include "request/sampling_params.h"
 #include "request/token_constraint.h"
@@ -25,14 +26,15 @@ struct Request {
   int32_t n = 1;                // sequences generated from the one prompt; sequence i draws with sequence index i
   SamplingParams sampling;
   std::shared_ptr<const TokenConstraint> constraint;  // a grammar; null: any token
-  std::vector<TokenId> stop_tokens;  // any of them ends a sequence (kEndToken); includes the model's end ids
-  bool ignore_eos = false;           // stop_tokens do not end the sequence
-  bool prompt_logprobs = false;      // log-probabilities of the prompt tokens, `sampling.logprobs` alternatives
-  Pooling pooling = Pooling::kNone;  // else OnPooled is told; REQUIRES max_tokens == 0, n == 1
-  int32_t priority = 0;              // higher first; ties in arrival order
-  std::string cache_salt;            // sequences share cached prefixes only under an equal salt
-  Nanos arrival{};                   // Clock::Now() at the edge
-  std::optional<Nanos> deadline;     // Clock::Now() value after which the request ends with kDeadline
+  std::vector<TokenId> stop_tokens;        // any of them ends a sequence (kEndToken); includes the model's end ids
+  bool ignore_eos = false;                 // stop_tokens do not end the sequence
+  bool prompt_logprobs = false;            // log-probabilities of the prompt tokens, `sampling.logprobs` alternatives
+  std::shared_ptr<GatheredLogits> logits;  // filled while it runs; null: not wanted
+  Pooling pooling = Pooling::kNone;        // else OnPooled is told; REQUIRES max_tokens == 0, n == 1
+  int32_t priority = 0;                    // higher first; ties in arrival order
+  std::string cache_salt;                  // sequences share cached prefixes only under an equal salt
+  Nanos arrival{};                         // Clock::Now() at the edge
+  std::optional<Nanos> deadline;           // Clock::Now() value after which the request ends with kDeadline
 };
 
 enum class FinishReason : uint8_t {

@@ -80,6 +80,7 @@ void Postprocessor::TellPrompt(ActiveRequest& request, const TokenItem& item) {
   if (request.input.want_token_ids || request.input.prompt_logprobs) info.prompt = request.tokens->prompt;
   info.prompt_logprobs = std::move(request.prompt_logprobs);
   info.pooled = std::move(request.pooled);
+  info.logits = request.tokens->logits;
   request.sink->OnPrompt(info);
 }
 

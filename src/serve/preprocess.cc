@@ -157,7 +157,38 @@ Result<std::shared_ptr<const Request>> Preprocessor::Build(RequestId id, const T
   out->cache_salt = request.cache_salt;
   out->arrival = arrival;
   if (request.timeout) out->deadline = arrival + *request.timeout;
+  RETURN_IF_ERROR(AddLogits(request, *out));
   return std::shared_ptr<const Request>(std::move(out));
+}
+
+// Taken here, whole, so that the executor need not: what does not fit is refused before a step was spent on it.
+Result<void> Preprocessor::AddLogits(const TextRequest& request, Request& out) const {
+  if (!request.context_logits && !request.generation_logits) return {};
+  const char* field = request.context_logits ? "return_context_logits" : "return_generation_logits";
+  auto prompt = request.context_logits ? static_cast<int32_t>(out.prompt.size()) : 0;
+  int32_t tokens = request.generation_logits ? out.max_tokens : 0;
+  // n is at most some hundreds and lengths below 2^31, so this fits.
+  int64_t rows = prompt + int64_t{request.n} * tokens;
+  int64_t limit = config_.logits_bytes_max, row_bytes = int64_t{config_.vocab_size} * int64_t{sizeof(float)};
+  if (rows > limit / row_bytes)
+    return Invalid(field,
+                   fmt::format("{} rows of {} bytes are over the limit of {} bytes; send a shorter prompt or fewer "
+                               "tokens",
+                               rows, row_bytes, limit));
+  int64_t bytes = rows * row_bytes;
+  if (logits_held_->fetch_add(bytes, std::memory_order_relaxed) + bytes > limit) {
+    logits_held_->fetch_sub(bytes, std::memory_order_relaxed);
+    return Error(
+        Code::kOverloaded,
+        fmt::format("{}: {} bytes beside what other requests hold are over {}; try again", field, bytes, limit), field);
+  }
+  try {
+    out.logits = std::make_shared<GatheredLogits>(prompt, request.n, tokens, config_.vocab_size, bytes, logits_held_);
+  } catch (const std::bad_alloc&) {
+    logits_held_->fetch_sub(bytes, std::memory_order_relaxed);
+    return Error(Code::kOverloaded, fmt::format("{}: no memory for {} bytes; try again", field, bytes), field);
+  }
+  return {};
 }
 
 Result<void> Preprocessor::CheckLengths(const TextRequest& request, Request& out) const {

@@ -33,6 +33,7 @@ class Preprocessor {
   Result<void> CheckBytes(const char* field, size_t bytes) const;
   Result<std::vector<TokenId>> TokenizeChat(const ChatInput& chat) const;
   Result<void> CheckLengths(const TextRequest& request, Request& out) const;
+  Result<void> AddLogits(const TextRequest& request, Request& out) const;
   void AddBadWords(const std::vector<std::string>& words, SamplingParams& sampling) const;
   std::string TextOfSpecial(TokenId id) const;
 
@@ -41,6 +42,7 @@ class Preprocessor {
   const Clock& clock_;
   const ServiceConfig config_;
   const std::string bos_text_, eos_text_;
+  const std::shared_ptr<LogitsBytes> logits_held_ = std::make_shared<LogitsBytes>(0);
 };
 
 }  // namespace ekiben::serve

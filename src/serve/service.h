@@ -33,7 +33,7 @@ namespace serve {
 // Messages and what else the model's chat template reads (tools, add_generation_prompt, ...).
 struct ChatInput {
   json::object inputs;
-  bool continue_final_message = false;  // the prompt ends where the last message's content does
+  bool continue_final_message = false;                     // the prompt ends where the last message's content does
   std::shared_ptr<const text::ChatTemplate> own_template;  // instead of the model's; any inputs
 };
 
@@ -51,8 +51,9 @@ struct TextRequest {
   std::vector<TokenId> stop_token_ids;
   bool include_stop_text = false, skip_special_tokens = true, ignore_eos = false;
   bool prompt_logprobs = false;
-  Pooling pooling = Pooling::kNone;  // of an embedding: max_tokens is 0
-  bool want_token_ids = false;       // TextEvent::tokens filled
+  bool context_logits = false, generation_logits = false;  // PromptInfo::logits
+  Pooling pooling = Pooling::kNone;                        // of an embedding: max_tokens is 0
+  bool want_token_ids = false;                             // TextEvent::tokens filled
   int32_t priority = 0;
   std::string cache_salt;
   std::optional<Nanos> timeout;
@@ -89,6 +90,8 @@ struct PromptInfo {
   std::vector<TokenId> prompt;                    // with want_token_ids or prompt_logprobs
   std::vector<PositionLogProbs> prompt_logprobs;  // with prompt_logprobs
   std::vector<float> pooled;                      // with pooling; not normalised
+  // With context_logits or generation_logits. Of a sequence, the rows of tokens whose events were seen may be read.
+  std::shared_ptr<const GatheredLogits> logits;
 };
 
 class TextSink {
@@ -108,6 +111,7 @@ struct ServiceConfig {
   size_t preprocessing_queue_max = 1024;    // requests
   size_t postprocessing_queue_max = 65536;  // tokens, each instance
   int32_t max_input_len = 0, max_seq_len = 0, vocab_size = 0;
+  int64_t logits_bytes_max = int64_t{1} << 30;  // of all requests together
   int32_t max_queue_size = 0;  // the executor's: a full queue refuses before any text is tokenized; 0: not checked
 };
 

@@ -96,6 +96,14 @@ bool ScriptedExecutor::Turn(Sequence& sequence) {
     if (request.max_tokens == 0) {
       event.reason = FinishReason::kLength;
     } else {
+      if (request.logits != nullptr) {  // a row is full of its position, of a generated one 100 more for each sequence
+        int32_t width = request.logits->vocab_size(), at = sequence.position;
+        for (int32_t p = 0; at == 0 && p < request.logits->prompt_tokens(); ++p)
+          std::fill_n(request.logits->Context(p), width, static_cast<float>(p));
+        if (request.logits->generation())
+          std::fill_n(request.logits->Generation(sequence.index, at), width,
+                      static_cast<float>(at + 100 * (sequence.index + 1)));
+      }
       event.token = options_.next_token(request, sequence.index, sequence.position++);
       ++stats_.generation_tokens;
       if (event.token < 0) event.token = request.stop_tokens.empty() ? 0 : request.stop_tokens.back();
