@@ -119,8 +119,8 @@ void Router::HandleKnown(const Route& route, http::Request request, Writer write
     ApiClient::Admission admission = client->Admit(context_.clock.Now());
     if (admission.turn == nullptr) {
       Answer answer = StatusAnswer(family, 429, admission.refusal + "; try again later");
-      for (auto& [name, value] : answer.headers)
-        if (name == "retry-after") value = std::to_string(admission.retry_after_s);
+      std::erase_if(answer.headers, [](const auto& header) { return header.first == "retry-after"; });
+      answer.headers.emplace_back("retry-after", std::to_string(admission.retry_after_s));
       context_.metrics.RequestRefused(Code::kOverloaded);
       return SendAnswer(writer, answer);
     }

@@ -321,7 +321,9 @@ TEST_F(AppTest, OverloadAnswersAtOnce) {
   RawResponse refused = Post("/v1/completions", R"({"prompt":"a"})");
   ExpectError(refused, 429, "", "max_queue_size");
   EXPECT_EQ(refused.Header("retry-after"), "1");
-  EXPECT_EQ(Post("/generate", "").body, R"({"error":"Too many requests"})");
+  RawResponse bento = Post("/generate", "");
+  EXPECT_EQ(bento.body, R"({"error":"Too many requests"})");
+  EXPECT_EQ(bento.Header("retry-after"), "");  // as BentoML's own
 }
 
 TEST_F(AppTest, MaxConcurrencyAndFirstByteTimeout) {

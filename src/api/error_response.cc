@@ -112,7 +112,7 @@ Answer ErrorAnswer(PathFamily family, const Error& error) {
   int status = HttpStatusOf(error.code());
   Answer answer = family == PathFamily::kOpenAi ? JsonAnswer(OpenAiErrorJson(error), status)
                                                 : BentoError(status, ReplaceInvalidUtf8(error.message()));
-  AddRetryAfter(answer);
+  if (family == PathFamily::kOpenAi || status != 429) AddRetryAfter(answer);  // BentoML's 429 says no time
   return answer;
 }
 

@@ -55,7 +55,6 @@ TEST_F(KserveTest, Check9WhatIsServed) {
   TestServerOptions options;
   options.model_names = {"first", "second"};
   options.models_may_change = true;
-  options.kserve.allow_model_control = true;
   options.app.admin_routes = true;
   Start(std::move(options));
   ASSERT_EQ(Post("/v2/repository/models/second/unload", "").status, 200);

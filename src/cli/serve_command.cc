@@ -1,3 +1,4 @@
+#include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
@@ -13,6 +14,7 @@
 #include "cli/api_key_file.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "cli/repository_source.h"
 #include "cli/stack.h"
 #include "cli/stack_source.h"
 #include "cli/web_page.h"
@@ -29,6 +31,9 @@ struct ServeOptions {
   EngineSource source;
   StackOptions stack;
   std::vector<std::string> models;  // NAME=ENGINE
+  std::string model_repository, model_control_mode = "none";
+  std::vector<std::string> load_models;  // of the repository; "*": all
+  double repository_poll_s = 15;
   http::ServerConfig http;
   rpc::GrpcConfig grpc;
   bool grpc_port_given = false, triton_ports = false;
@@ -136,7 +141,90 @@ Result<std::unique_ptr<rpc::GrpcServer>> OpenGrpc(const ServeOptions& options, c
   return std::unique_ptr<rpc::GrpcServer>();
 }
 
+Result<void> CheckRepositoryOptions(const ServeOptions& options) {
+  const bool repository = !options.model_repository.empty();
+  const bool explicit_mode = options.model_control_mode == "explicit";
+  if (repository && (!options.source.text.empty() || !options.source.synth.empty() || !options.models.empty()))
+    return Error(
+        Code::kInvalid,
+        "model_repository: leave out MODEL, --synth and --model, or the repository; models come from one place",
+        "model_repository");
+  if (!repository && (options.model_control_mode != "none" || !options.load_models.empty()))
+    return Error(Code::kInvalid, "model_control_mode, load_model: are about a --model_repository, which is not given",
+                 "model_control_mode");
+  if (!options.load_models.empty() && !explicit_mode)
+    return Error(Code::kInvalid, "load_model: wants --model_control_mode explicit; else every model is loaded",
+                 "load_model");
+  return {};
+}
+
+// What of the repository to load at start. Who names a part of the pipeline means its engine.
+std::vector<std::string> ToLoad(const ServeOptions& options, const std::vector<std::string>& all) {
+  if (options.model_control_mode != "explicit") return all;
+  std::vector<std::string> out;
+  for (const std::string& name : options.load_models) {
+    if (name == "*") return all;
+    bool part = IsPipelinePart(name) && std::find(all.begin(), all.end(), name) == all.end();
+    std::string engine = part ? std::string(kPipelineEngine) : name;
+    if (std::find(out.begin(), out.end(), engine) == out.end()) out.push_back(std::move(engine));
+  }
+  return out;
+}
+
+// A model that does not load keeps its reason in the index and hurts no other. A server that nothing could change and
+// that serves nothing is a mistake.
+Result<std::unique_ptr<serve::LoadedModels>> OpenRepository(const ServeOptions& options) {
+  ASSIGN_OR_RETURN(std::vector<RepositoryModel> found, ScanModelRepository(options.model_repository));
+  std::vector<std::string> all;
+  int32_t usable = 0;
+  for (const RepositoryModel& model : found) {
+    all.push_back(model.name);
+    if (model.reason.empty()) ++usable;
+  }
+  const std::vector<std::string> names = ToLoad(options, all);
+  StackOptions stack = options.stack;
+  stack.models = std::max(1, std::min(usable, names.empty() ? 1 : static_cast<int32_t>(names.size())));
+  ASSIGN_OR_RETURN(auto source, RepositorySource::Create(options.model_repository, options.source, std::move(stack)));
+  auto models = std::make_unique<serve::LoadedModels>(std::move(source), options.model_control_mode == "explicit");
+  std::optional<Error> first;
+  for (const std::string& name : names) {
+    auto opened = models->Open(name);
+    if (opened.ok()) continue;
+    LOG_ERROR("{}", opened.error().message());
+    if (!first) first = opened.error();
+  }
+  if (options.model_control_mode == "none" && models->Models().empty())
+    return first ? *first
+                 : Error(Code::kInvalid, fmt::format("model_repository: {}: no model in it", options.model_repository),
+                         "model_repository");
+  return models;
+}
+
+// Follows the repository's folders while it lives, where that was asked for. A load in progress is waited for at its
+// end.
+class RepositoryPoll {
+ public:
+  RepositoryPoll(serve::LoadedModels& models, const ServeOptions& options) {
+    if (options.model_control_mode != "poll") return;
+    auto period = std::chrono::duration<double>(options.repository_poll_s);
+    thread_ = std::jthread([this, &models, period](const std::stop_token& stop) {
+      std::unique_lock lock(mutex_);
+      while (!ended_.wait_for(lock, stop, period, [&] { return stop.stop_requested(); })) {
+        if (stop.stop_requested()) return;
+        models.Poll();
+      }
+    });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable_any ended_;
+  std::jthread thread_;
+};
+
 Result<std::unique_ptr<serve::LoadedModels>> OpenModels(const ServeOptions& options) {
+  RETURN_IF_ERROR(CheckRepositoryOptions(options));
+  if (!options.model_repository.empty()) return OpenRepository(options);
   std::vector<NamedModel> named;
   for (const std::string& text : options.models) {
     ASSIGN_OR_RETURN(NamedModel model, ParseNamedModel(text));
@@ -144,7 +232,7 @@ Result<std::unique_ptr<serve::LoadedModels>> OpenModels(const ServeOptions& opti
   }
   ASSIGN_OR_RETURN(auto source, StackSource::Create(options.source, options.stack, std::move(named)));
   std::vector<std::string> names = source->Names();
-  auto models = std::make_unique<serve::LoadedModels>(std::move(source), options.admin_routes);
+  auto models = std::make_unique<serve::LoadedModels>(std::move(source), /*may_change=*/true);
   for (const std::string& name : names) RETURN_IF_ERROR(models->Open(name));
   return models;
 }
@@ -207,16 +295,13 @@ Result<int> Run(const ServeOptions& options) {
   ASSIGN_OR_RETURN(auto server, http::Server::Create(options.http));
   ASSIGN_OR_RETURN(api::AppConfig config, ConfigOf(options));
   ASSIGN_OR_RETURN(auto models, OpenModels(options));
-  // gRPC knows no admin's keys, so there only the option counts; HTTP's own routes ask for either.
-  kserve::InferenceServer::Config inference_config = options.kserve;
-  inference_config.allow_model_control = inference_config.allow_trace_settings = inference_config.allow_log_settings =
-      options.admin_routes;
-  auto inference = kserve::InferenceServer::Create(*models, clock, inference_config);
+  auto inference = kserve::InferenceServer::Create(*models, clock, options.kserve);
   config.kserve = inference.get();
   const ApiKeys keys = config.api_keys;
   ASSIGN_OR_RETURN(auto app, api::CreateApp(*models, *server, clock, std::move(config)));
   ASSIGN_OR_RETURN(auto grpc, OpenGrpc(options, keys, *inference));
   server->Start();
+  auto poll = std::make_unique<RepositoryPoll>(*models, options);
   PrintReady(options, DefaultName(*models), server->port(), grpc.get(), clock.Now() - begin);
 
   constexpr auto kHealthPeriod = std::chrono::milliseconds(200);
@@ -226,6 +311,7 @@ Result<int> Run(const ServeOptions& options) {
     exit_code = 1;
     break;
   }
+  poll.reset();
   bool clean = DrainUntilSecondSignal({*inference, *app, grpc.get()}, exit_code == 0 ? options.drain_timeout_s : 1.0);
   server->Stop();
   grpc.reset();
@@ -309,6 +395,23 @@ void AddServeCommand(CLI::App& app, Outcome& outcome) {
                    "shared in equal parts")
       ->type_name("NAME=ENGINE")
       ->group(kGroup);
+  command
+      ->add_option("--model_repository", options->model_repository,
+                   "Instead of MODEL: a folder in Triton's layout, NAME/config.pbtxt and NAME/1/ with an engine or a "
+                   "checkpoint, or where the parameter engine_dir or gpt_model_path says")
+      ->type_name("DIR")
+      ->group(kGroup);
+  add(command
+          ->add_option("--model_control_mode", options->model_control_mode,
+                       "Of --model_repository: none: load every model at start; poll: also follow the folders; "
+                       "explicit: load --load_model, and what an admin asks for (--enable_admin_routes)")
+          ->check(CLI::IsMember({"none", "poll", "explicit"})));
+  command
+      ->add_option("--load_model", options->load_models, "In explicit mode: load NAME at start; repeatable; '*': all")
+      ->type_name("NAME")
+      ->group(kGroup);
+  add(command->add_option("--repository_poll_secs", options->repository_poll_s, "In poll mode: seconds between looks")
+          ->check(CLI::Range(0.1, 86400.0)));
   command
       ->add_option(
           "--service", options->service_file,

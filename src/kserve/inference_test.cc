@@ -1,4 +1,5 @@
 #include "kserve/inference.h"
+#include "kserve/model_names.h"
 
 #include <gtest/gtest.h>
 
@@ -85,15 +86,15 @@ InferRequest TextRequest(const std::string& text, int32_t max_tokens, std::vecto
 
 class InferenceTest : public ::testing::Test {
  protected:
-  // "bytes" is loaded, "other" can be.
-  void Start(ScriptedModelOptions options = {}, InferenceServer::Config config = {}) {
+  // "bytes" is loaded, `second` can be.
+  void Start(ScriptedModelOptions options = {}, InferenceServer::Config config = {}, std::string second = "other") {
     options.name = "bytes";
     options.facts.tokens_per_block = 16;
     ScriptedModelOptions other;
-    other.name = "other";
+    other.name = std::move(second);
     std::vector<ScriptedModelOptions> all = {std::move(options), std::move(other)};
     models = std::make_unique<serve::LoadedModels>(std::make_unique<serve::testing::ScriptedSource>(std::move(all)),
-                                                   config.allow_model_control);
+                                                   /*may_change=*/true);
     ASSERT_TRUE(models->Open("bytes").ok());
     server = InferenceServer::Create(*models, SystemClock::Get(), config);
   }
@@ -546,9 +547,7 @@ TEST_F(InferenceTest, PerformanceMetricsOfARequest) {
 }
 
 TEST_F(InferenceTest, ModelsAreNamedLoadedAndUnloaded) {
-  InferenceServer::Config config;
-  config.allow_model_control = true;
-  Start({}, config);
+  Start();
   EXPECT_FALSE(*server->ModelReady("other", ""));
   EXPECT_FALSE(server->Metadata("other_ensemble", "").ok());
   ASSERT_TRUE(server->Load("other", {}).ok());
@@ -576,12 +575,19 @@ TEST_F(InferenceTest, ModelsAreNamedLoadedAndUnloaded) {
   EXPECT_EQ(server->Index(true)->size(), 6u);
 }
 
-TEST_F(InferenceTest, ControlIsOffUnlessAllowed) {
-  Start();
-  EXPECT_EQ(server->Load("bytes", {}).error().code(), Code::kUnavailable);
-  EXPECT_EQ(server->Unload("bytes", {}).error().code(), Code::kUnavailable);
-  EXPECT_EQ(server->TraceSettings("", {{"trace_level", {"TIMESTAMPS"}}}).error().code(), Code::kUnavailable);
-  EXPECT_EQ(server->TraceSettings("", {})->at("trace_level"), (std::vector<std::string>{"OFF"}));
+TEST_F(InferenceTest, AnEngineCalledTensorRtLlmIsTheFiveModels) {
+  Start({}, {}, "tensorrt_llm");  // loaded after "bytes", which is the default elsewhere
+  ASSERT_TRUE(server->Load("tensorrt_llm", {}).ok());
+  EXPECT_EQ(server->ModelConfig("ensemble", "")->at("name").as_string(), "ensemble");
+  EXPECT_EQ(FindModel(*models, "ensemble", "")->model->name(), "tensorrt_llm");
+  EXPECT_EQ(FindModel(*models, "tensorrt_llm", "")->part, Part::kTensorRtLlm);
+  EXPECT_EQ(FindModel(*models, "bytes_ensemble", "")->model->name(), "bytes");
+  auto index = server->Index(/*ready_only=*/true);
+  EXPECT_EQ(std::count_if(index->begin(), index->end(), [](const auto& m) { return m.name == "tensorrt_llm"; }), 1);
+  EXPECT_EQ(index->size(), 11u);  // two engines, five parts of each, one name in both
+  EXPECT_EQ(server->Unload("ensemble", {}).error().code(), Code::kUnsupported);
+  ASSERT_TRUE(server->Unload("tensorrt_llm", {}).ok());
+  EXPECT_EQ(FindModel(*models, "ensemble", "")->model->name(), "bytes");
 }
 
 TEST_F(InferenceTest, ADrainRefuses) {
@@ -604,9 +610,7 @@ TEST_F(InferenceTest, TheConfigTellsWhatClientsRead) {
 }
 
 TEST_F(InferenceTest, TracesGoToAFile) {
-  InferenceServer::Config config;
-  config.allow_trace_settings = true;
-  Start({}, config);
+  Start();
   std::string path = ::testing::TempDir() + "kserve_trace.json";
   EXPECT_FALSE(server->TraceSettings("", {{"trace_rate", {"0"}}}).ok());
   EXPECT_FALSE(server->TraceSettings("", {{"trace_level", {"TENSORS"}}}).ok());

@@ -28,8 +28,14 @@ std::optional<Split> SplitName(std::string_view name) {
   return std::nullopt;
 }
 
+// The engine behind the five names: an existing deployment's repository calls it by one of them.
+std::shared_ptr<serve::ServedModel> PipelineEngine(const serve::ModelRegistry& registry) {
+  auto named = registry.Find(SchemaOf(Part::kTensorRtLlm).name);
+  return named != nullptr ? named : registry.Find("");
+}
+
 std::string PrefixOf(const serve::ModelRegistry& registry, const serve::ServedModel& model) {
-  return registry.Find("").get() == &model ? std::string() : model.name() + "_";
+  return PipelineEngine(registry).get() == &model ? std::string() : model.name() + "_";
 }
 
 }  // namespace
@@ -38,7 +44,7 @@ Result<NamedModel> FindModel(const serve::ModelRegistry& registry, const std::st
                              const std::string& version) {
   NamedModel out;
   if (auto part = PartOf(name)) {
-    out = {registry.Find(""), *part, ""};
+    out = {PipelineEngine(registry), *part, ""};
   } else if (auto model = name.empty() ? nullptr : registry.Find(name)) {
     std::string prefix = PrefixOf(registry, *model);
     out = {std::move(model), Part::kBls, std::move(prefix)};

@@ -1,4 +1,5 @@
-// Which model of this server a name means. The default engine answers as Triton's five names; any engine NAME, and each
+// Which model of this server a name means. The engine that is called tensorrt_llm, else
+// the default one, answers as Triton's five names; any engine NAME, and each
 // of its aliases, answers as NAME (its tensorrt_llm_bls) and as NAME_ensemble, NAME_preprocessing, ...
 // Thread: any.
 #pragma once

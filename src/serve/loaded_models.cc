@@ -9,6 +9,13 @@
 
 namespace ekiben::serve {
 
+namespace {
+
+constexpr const char* kFixed =
+    "explicit model load / unload is not allowed; start the server with --model_control_mode explicit";
+
+}  // namespace
+
 struct LoadedModels::Returns {
   std::mutex mutex;
   std::condition_variable came;
@@ -116,7 +123,11 @@ std::vector<ModelState> LoadedModels::Index() const {
   std::vector<std::string> names = source_->Names();
   std::vector<ModelState> out;
   std::lock_guard lock(mutex_);
-  for (const Entry& entry : entries_) out.push_back({entry.name, "1", entry.kind, entry.reason});
+  for (const Entry& entry : entries_) {  // not one whose folder is gone, and nothing of it runs
+    bool gone = entry.kind == ModelState::Kind::kUnavailable &&
+                std::find(names.begin(), names.end(), entry.name) == names.end();
+    if (!gone) out.push_back({entry.name, "1", entry.kind, entry.reason});
+  }
   for (const std::string& name : names) {
     bool listed = std::any_of(out.begin(), out.end(), [&](const ModelState& state) { return state.name == name; });
     if (!listed) out.push_back({name, "1", ModelState::Kind::kUnavailable, "not loaded"});
@@ -130,8 +141,7 @@ bool LoadedModels::Known(std::string_view name) const {
 }
 
 Result<void> LoadedModels::Load(std::string_view name) {
-  if (!may_change_)
-    return Error(Code::kUnsupported, "load / unload is not allowed; start the server with --enable_admin_routes");
+  if (!may_change_) return Error(Code::kUnsupported, kFixed);
   return Open(std::string(name));
 }
 
@@ -173,8 +183,7 @@ Result<void> LoadedModels::OpenLocked(const std::string& name) {
 }
 
 Result<void> LoadedModels::Unload(std::string_view name) {
-  if (!may_change_)
-    return Error(Code::kUnsupported, "load / unload is not allowed; start the server with --enable_admin_routes");
+  if (!may_change_) return Error(Code::kUnsupported, kFixed);
   std::lock_guard loading(load_mutex_);
   std::string text(name);
   if (!Known(name) && Find(name) == nullptr)

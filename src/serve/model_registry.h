@@ -54,7 +54,7 @@ class ModelRegistry {
   virtual std::vector<std::shared_ptr<ServedModel>> Models() const = 0;
   // Also those that could be loaded.
   virtual std::vector<ModelState> Index() const = 0;
-  // kUnsupported where models may not change while serving (no --enable_admin_routes). Load of a loaded model
+  // kUnsupported where clients may not change what is served (a repository that is polled, or fixed). Load of a loaded model
   // reads it anew and replaces it; returns when it is ready. Unload returns when no new call finds it.
   virtual Result<void> Load(std::string_view name) = 0;
   virtual Result<void> Unload(std::string_view name) = 0;
