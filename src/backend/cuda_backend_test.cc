@@ -302,6 +302,54 @@ TEST_F(CudaBackendTest, TheDevicesSamplerOverlapsStepsAndChoosesWhatTheHostsDoes
   EXPECT_EQ(alone[0].output.size(), size_t{kNewTokens});
 }
 
+// Allows the tokens whose sum with the number of tokens so far is a multiple of kEvery: a state that every token moves.
+class EveryThird final : public TokenConstraint {
+ public:
+  static constexpr TokenId kEvery = 3;
+  static bool Allows(size_t at, TokenId token) { return (token + static_cast<TokenId>(at)) % kEvery == 0; }
+  std::unique_ptr<TokenMatcher> NewMatcher() const override { return std::make_unique<Matcher>(); }
+
+ private:
+  class Matcher final : public TokenMatcher {
+   public:
+    Mask Allowed(std::span<int32_t> bits) override {
+      std::ranges::fill(bits, 0);
+      for (TokenId token = 0; token < kVocab; ++token)
+        if (Allows(at_, token)) bits[static_cast<size_t>(token) / 32] |= static_cast<int32_t>(1u << (token % 32));
+      return Mask::kSome;
+    }
+    bool Accept(TokenId token) override { return Allows(at_++, token); }
+
+   private:
+    size_t at_ = 0;
+  };
+};
+
+// A grammar's tokens are chosen on the host, where the next step waits for them; a neighbour must not notice.
+TEST_F(CudaBackendTest, AConstrainedRowKeepsToItsGrammarBesideAFreeOne) {
+  std::vector<Driver::Sequence> free, bound;
+  for (int32_t i = 0; i < 4; ++i) {
+    free.push_back(MakeSequence(i + 30, 20 + 7 * i, kNewTokens));
+    if (i == 3) free.back().request.sampling.temperature = 0.9f;
+    bound.push_back(free.back());
+    if (i % 2 == 1) bound.back().request.constraint = std::make_shared<EveryThird>();
+  }
+  const auto one = RunAll(1, 32, bound), two = RunAll(2, 32, bound), chunks = RunAll(2, 5, bound);
+  const auto without = RunAll(2, 32, free);
+  for (size_t i = 0; i < bound.size(); ++i) {
+    ASSERT_EQ(one[i].output.size(), size_t{kNewTokens});
+    EXPECT_EQ(one[i].output, two[i].output) << i;
+    if (i % 2 == 0) {
+      EXPECT_EQ(one[i].output, without[i].output) << i;
+      continue;
+    }
+    EXPECT_NE(one[i].output, without[i].output) << i;
+    for (const auto& run : {one[i], two[i], chunks[i]})
+      for (size_t at = 0; at < run.output.size(); ++at)
+        EXPECT_TRUE(EveryThird::Allows(at, run.output[at])) << i << ", token " << at << " is " << run.output[at];
+  }
+}
+
 TEST_F(CudaBackendTest, PromptLogProbsCoverEveryPromptTokenInAnyChunks) {
   auto scored = MakeSequence(77, 50, 4);
   scored.request.prompt_logprobs = true;
