@@ -6,8 +6,10 @@
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
 
+#include <algorithm>
+#include <chrono>
 #include <mutex>
-#include <optional>
+#include <thread>
 
 #include "base/log.h"
 #include "rpc/call_context.h"
@@ -95,13 +97,12 @@ class Server final : public GrpcServer {
   }
 
   bool Drain(Nanos timeout) override {
+    auto deadline = std::chrono::steady_clock::now() + timeout;
     shared_->draining = true;
-    {
-      std::lock_guard lock(shared_->mutex);  // no stream is destroyed meanwhile
-      for (Drainable* call : shared_->open) call->BeginDrain();
-    }
+    WaitForCalls(deadline);
+    timeout = std::max(deadline - std::chrono::steady_clock::now(), Nanos(0));
     gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_nanos(timeout.count(), GPR_TIMESPAN));
-    if (server_) server_->Shutdown(until);  // returns when the last call has ended
+    if (server_) server_->Shutdown(until);
     return gpr_time_cmp(gpr_now(GPR_CLOCK_REALTIME), until) < 0;
   }
 
@@ -125,6 +126,20 @@ class Server final : public GrpcServer {
   }
 
  private:
+  // Shutdown closes a connection as its last call ends, and a socket that is closed with bytes of the client's unread
+  // is reset: what the client had not read of its answer yet is lost. So the calls end first, and their clients get a
+  // moment for what the kernel still holds.
+  void WaitForCalls(std::chrono::steady_clock::time_point deadline) {
+    constexpr std::chrono::milliseconds kReadTime(200);
+    std::unique_lock lock(shared_->mutex);  // no stream is destroyed meanwhile
+    auto idle = [this] { return shared_->open.empty() && shared_->unary_open == 0; };
+    if (idle()) return;
+    for (Drainable* call : shared_->open) call->BeginDrain();
+    if (!shared_->idle.wait_until(lock, deadline, idle)) return;
+    lock.unlock();
+    std::this_thread::sleep_until(std::min(deadline, std::chrono::steady_clock::now() + kReadTime));
+  }
+
   const std::shared_ptr<CallContext> shared_;
   std::unique_ptr<grpc::Service> inference_service_, health_service_;  // outlive server_
   std::unique_ptr<grpc::Server> server_;

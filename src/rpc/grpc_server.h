@@ -59,8 +59,8 @@ class GrpcServer {
   static Result<std::unique_ptr<GrpcServer>> Create(const GrpcConfig& config, kserve::InferenceServer& inference);
   virtual ~GrpcServer() = default;  // as Stop()
 
-  // Takes no new calls, lets running inferences end, ends streams that have none, and waits up to `timeout`; what is
-  // left then is cancelled. True when nothing was.
+  // Refuses new calls (UNAVAILABLE), lets running inferences end, ends streams that have none, and waits up to
+  // `timeout`; what is left then is cancelled. True when nothing was. The port stays open until the last call has ended.
   virtual bool Drain(Nanos timeout) = 0;
   // Cancels everything. Idempotent.
   virtual void Stop() = 0;

@@ -29,11 +29,12 @@ class WatchCall final : public grpc::ServerWriteReactor<HealthCheckResponse>, pu
 
   void Start(const std::shared_ptr<WatchCall>& self) {
     {
-      std::lock_guard lock(shared_->mutex);
-      shared_->open.insert(this);
+      std::lock_guard lock(mutex_);
+      self_ = self;  // before a drain can end the call
     }
+    shared_->EnterStream(this);
     std::lock_guard lock(mutex_);
-    self_ = self;
+    draining_ = shared_->draining;  // one that began before this call could be told
     Look();
   }
   void BeginDrain() override {
@@ -53,10 +54,7 @@ class WatchCall final : public grpc::ServerWriteReactor<HealthCheckResponse>, pu
     if (!writing_) End(grpc::Status::CANCELLED);
   }
   void OnDone() override {
-    {
-      std::lock_guard lock(shared_->mutex);
-      shared_->open.erase(this);
-    }
+    shared_->LeaveStream(this);
     next_look_.Cancel();
     std::shared_ptr<WatchCall> self;
     std::lock_guard lock(mutex_);

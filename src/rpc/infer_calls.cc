@@ -17,6 +17,7 @@ namespace ekiben::rpc {
 namespace {
 
 constexpr const char* kFinalResponse = "triton_final_response";
+constexpr const char* kGoingAway = "the server is going away: connect again";
 constexpr const char* kEmptyFinalResponse = "triton_enable_empty_final_response";
 
 std::string_view Metadata(const grpc::CallbackServerContext& context, const char* key) {
@@ -69,6 +70,8 @@ class UnaryCall final : public grpc::ServerUnaryReactor, public kserve::InferSin
 
   void Start(const std::shared_ptr<UnaryCall>& self, const grpc::ByteBuffer& bytes) {
     self_ = self;
+    shared_->EnterUnary();
+    if (shared_->draining) return End({grpc::StatusCode::UNAVAILABLE, kGoingAway});
     auto request = ParseRequest(*shared_, bytes);
     if (!request.ok()) return End(StatusOf(request.error()));
     auto turn = TakeTurn(*shared_, client_);
@@ -121,6 +124,7 @@ class UnaryCall final : public grpc::ServerUnaryReactor, public kserve::InferSin
   }
 
   void OnDone() override {
+    shared_->LeaveUnary();
     std::shared_ptr<kserve::Inference> inference;
     std::shared_ptr<UnaryCall> self;  // dropped after the lock, since it may be the last
     std::lock_guard lock(mutex_);
@@ -231,22 +235,20 @@ class StreamCall::Sink final : public kserve::InferSink {
 };
 
 void StreamCall::Start(const std::shared_ptr<StreamCall>& self) {
-  bool full;
   {
-    std::lock_guard lock(shared_->mutex);
-    full = shared_->open.size() >= static_cast<size_t>(shared_->config.streams_max);
-    shared_->open.insert(this);
+    std::lock_guard lock(mutex_);
+    self_ = self;  // before a drain can end the call
   }
+  bool full = shared_->EnterStream(this) >= static_cast<size_t>(shared_->config.streams_max);
   ++shared_->streams_opened;
   std::lock_guard lock(mutex_);
-  self_ = self;
-  draining_ = shared_->draining;
+  if (finished_) return;
+  draining_ = shared_->draining;  // one that began before this stream could be told
   if (grpc::Status status = MayPass(*shared_, *context_); !status.ok()) return EndStream(status);
   if (full)
     return EndStream({grpc::StatusCode::RESOURCE_EXHAUSTED,
                       fmt::format("{} streams are open, the most that this server has", shared_->config.streams_max)});
-  reading_ = true;
-  StartRead(&read_);
+  Pump();
 }
 
 void StreamCall::BeginDrain() {
@@ -391,8 +393,7 @@ void StreamCall::Pump() {
   if (!writing_ && waiting_.empty()) {
     if (closing_) return EndStream(*closing_);
     if (running_.empty() && !reading_ && reads_ended_) return EndStream(grpc::Status::OK);
-    if (running_.empty() && draining_)
-      return EndStream({grpc::StatusCode::UNAVAILABLE, "the server is going away: connect again"});
+    if (running_.empty() && draining_) return EndStream({grpc::StatusCode::UNAVAILABLE, kGoingAway});
   }
   bool room = running_.size() < static_cast<size_t>(shared_->config.stream_requests_max) &&
               waiting_bytes_ <= shared_->config.stream_buffer_bytes_max / 2;
@@ -450,10 +451,7 @@ void StreamCall::OnCancel() {
 }
 
 void StreamCall::OnDone() {
-  {
-    std::lock_guard lock(shared_->mutex);
-    shared_->open.erase(this);
-  }
+  shared_->LeaveStream(this);
   slow_reader_.Cancel();
   Running cancelled;
   std::shared_ptr<StreamCall> self;

@@ -687,11 +687,48 @@ TEST_F(GrpcTest, ADrainEndsIdleStreamsAndWaitsForRunningOnes) {
   int finals = 0;
   while (busy->Read(&message)) finals += IsFinal(message);
   EXPECT_EQ(finals, 1);
-  EXPECT_EQ(busy->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);  // ended, but not by us
+  grpc::Status ended = busy->Finish();
+  EXPECT_EQ(ended.error_code(), grpc::StatusCode::UNAVAILABLE);  // ended, but not by us
+  EXPECT_EQ(ended.error_message(), "the server is going away: connect again");
   EXPECT_FALSE(idle->Read(&message));
   EXPECT_EQ(idle->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
   drain.join();
   EXPECT_TRUE(clean);
+}
+
+TEST_F(GrpcTest, WhileADrainWaitsCallsAreRefused) {
+  Serve();
+  auto held = stub_->ModelStreamInfer(&context_);
+  held->Write(Request("held", "1"));
+  ASSERT_TRUE(Soon([&] { return core_.running() == 1; }));
+  bool clean = true;
+  std::thread drain([&] { clean = server_->Drain(1s); });
+  ASSERT_TRUE(Soon([&] {
+    grpc::ClientContext context;
+    inference::ServerReadyResponse ready;
+    return !stub_->ServerReady(&context, {}, &ready).ok() || !ready.ready();
+  }));
+
+  grpc::ClientContext one, two, three;
+  ModelInferResponse response;
+  grpc::Status status = stub_->ModelInfer(&one, Request("echo", "2"), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(status.error_message(), "the server is going away: connect again");
+  auto stream = stub_->ModelStreamInfer(&two);
+  ModelStreamInferResponse message;
+  EXPECT_FALSE(stream->Read(&message));
+  EXPECT_EQ(stream->Finish().error_message(), "the server is going away: connect again");
+  auto health = grpc::health::v1::Health::NewStub(NewChannel());
+  auto watch = health->Watch(&three, grpc::health::v1::HealthCheckRequest());
+  grpc::health::v1::HealthCheckResponse serving;
+  EXPECT_TRUE(watch->Read(&serving));
+  EXPECT_EQ(serving.status(), grpc::health::v1::HealthCheckResponse::NOT_SERVING);
+  EXPECT_FALSE(watch->Read(&serving));
+  EXPECT_EQ(watch->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+
+  drain.join();
+  EXPECT_FALSE(clean);
+  ExpectNothingLeft();
 }
 
 TEST_F(GrpcTest, ADrainCutsWhatDoesNotEnd) {
