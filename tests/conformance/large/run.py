@@ -163,12 +163,14 @@ def guidellm(program, work):
 
 def cancels(program, work):
     python = dev("python", "conformance", str(HERE.parent / "requirements.txt"))
-    env = {**os.environ, "EKIBEN_CANCELS": "10000", "EKIBEN_PROGRAM": program}
-    run = shown([python, "-m", "pytest", "-q", "-s", "--no-header", "-p", "no:cacheprovider",
-                 HERE.parent / "test_cancels.py"], env=env, stdout=subprocess.PIPE, text=True)
+    with Server(program) as server:  # conftest.py waits for one; the cancels start their own
+        env = {**os.environ, "EKIBEN_CANCELS": "10000", "EKIBEN_UNPROVEN": "1", "EKIBEN_PROGRAM": program,
+               "EKIBEN_URL": server.url}
+        run = shown([python, "-m", "pytest", "-q", "-s", "--no-header", "-p", "no:cacheprovider",
+                     HERE.parent / "test_cancels.py"], env=env, stdout=subprocess.PIPE, text=True)
     print(run.stdout[-4000:])
     line = re.search(r"^(\d+ cancels in .*)$", run.stdout, re.M)
-    return run.returncode == 0, {"saw": line.group(1) if line else None, "pytest": run.stdout.strip().split("\n")[-1]}
+    return run.returncode == 0 and line is not None, {"saw": line.group(1) if line else None, "pytest": run.stdout.strip().split("\n")[-1]}
 
 
 RUNS = {"aiperf": aiperf, "lm_eval": lm_eval, "guidellm": guidellm, "cancels": cancels}
