@@ -11,9 +11,14 @@ Rows (`--rows`), each a server of its own with `--device fake`:
   first      100 streams, steps of 10 ms: the time to the first token over HTTP minus the same in process, so what
              connection, parsing, JSON and sending add
   tls        new connections a second over TLS 1.3, each with its handshake, by openssl s_time
+  grpc       ModelStreamInfer by bench/grpc_load.cc (build/release/bench/grpc_load): `unbounded` as above on 4 connections;
+             `paced`, 500 streams with a step every 25 ms, each on a connection of its own, so that every token is a send;
+             `paced_4_connections`, the same where one send may carry several streams' tokens. A token is a message in all of
+             them. libgrpc++ writes on whichever thread calls it, so a core's tokens are counted over all of the server's
+             threads but the executor's
 For each: tokens a second, and what they cost in CPU of the server's I/O threads and of its postprocessing, from
 /proc: tokens a second of one core of I/O is their number over the I/O threads' CPU seconds. The client's share of the
-machine stands beside it, since on few cores it takes from the server. Only the standard library and openssl are used.
+machine stands beside it, since on few cores it takes from the server. Only the standard library and openssl are used; `grpc` needs its client built.
 """
 import argparse
 import datetime
@@ -146,6 +151,35 @@ def handshakes(args):
     return out
 
 
+GRPC_ROWS = {"unbounded": (100, 4, 256, 0), "paced": (500, 500, 96, 25), "paced_4_connections": (500, 4, 96, 25)}
+
+
+def over_grpc(args, streams, connections, output_tokens, step_ms):
+    port, grpc_port = free_port(), free_port()
+    command = serve_command(args, port, step_ms, f"--grpc_port {grpc_port}")
+    client = pinned(args.client_cpus, f"{args.grpc_load} --target 127.0.0.1:{grpc_port} --streams {streams} --connections "
+                                      f"{connections} --output_tokens {output_tokens} --ramp {args.ramp} --duration {args.duration}")
+    with Server(command, port, "/readyz", args.log) as server:
+        before, began = threads(server.process.pid), counters(port, COUNTERS[:1])
+        row, error = run_json(client, args.ramp + args.duration + 180)
+        after, ended = threads(server.process.pid), counters(port, COUNTERS[:1])
+    if error:
+        raise SystemExit(f"{client}\n{error}")
+    spent = {name: after[name]["cpu_s"] - before.get(name, {"cpu_s": 0})["cpu_s"] for name in after}
+    edge, messages = sum(spent.values()) - spent["executor"], row["messages_total"]
+    tokens = ended["ekiben_generation_tokens"] - began["ekiben_generation_tokens"]  # without each request's first
+    row.update(command=client, server_command=command, streams=streams, connections=connections, step_ms=step_ms,
+               generation_tokens=tokens, tokens_per_core_s=messages / edge, us_per_token=1e6 * edge / messages,
+               tokens_per_whole_server_core_s=messages / sum(spent.values()),
+               client_share_of_cpu=row["client_cpu_s"] / (row["client_cpu_s"] + sum(spent.values())), threads_cpu_s=spent)
+    if messages < 0.99 * tokens or messages > tokens + row["requests"]:
+        raise SystemExit(f"{client}\n{messages} messages for {tokens} tokens and {row['requests']} requests")
+    say(f"gRPC, {streams} streams on {connections} connections, step {step_ms} ms: {row['messages_per_s']:,.0f} tok/s, "
+        f"{row['tokens_per_core_s']:,.0f} a core without the executor, {row['tokens_per_whole_server_core_s']:,.0f} with it; "
+        f"client {100 * row['client_share_of_cpu']:.0f}% of the CPU time")
+    return row
+
+
 class TlsServer(Server):
     """Ready when its port takes a connection: the certificate is nobody's."""
 
@@ -165,9 +199,10 @@ class TlsServer(Server):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ekiben", default="build/release/ekiben")
+    parser.add_argument("--grpc_load", default="build/release/bench/grpc_load")
     parser.add_argument("--model", required=True, help="checkpoint or engine: its tokenizer is what counts")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--rows", default="unbounded,paced,first,tls")
+    parser.add_argument("--rows", default="unbounded,paced,first,tls,grpc")
     parser.add_argument("--ramp", type=float, default=2)
     parser.add_argument("--duration", type=float, default=6)
     parser.add_argument("--pairs", type=int, default=3, help="of the row `first`")
@@ -192,6 +227,8 @@ def main():
         report["rows"]["first"] = first_token(args)
     if "tls" in rows:
         report["rows"]["tls_connections"] = handshakes(args)
+    if "grpc" in rows:
+        report["rows"]["grpc"] = {name: over_grpc(args, *row) for name, row in GRPC_ROWS.items()}
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
 
