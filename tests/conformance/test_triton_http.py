@@ -74,6 +74,7 @@ def test_json_tensors_say_the_same(server, expected):
         inputs.append(one)
     answer = server.infer("ensemble", inputs, outputs=[triton.InferRequestedOutput("text_output", binary_data=False)])
     assert text_of(answer).endswith(expected)
+    assert "data" in answer.get_output("text_output") and "parameters" not in answer.get_output("text_output")
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
@@ -200,12 +201,19 @@ def test_control_is_off_unless_enabled(server):
     assert server.is_model_ready("ensemble")
 
 
-def test_log_settings(server):
+def test_log_settings(server, start_server):
+    """Anyone may read them; they change on a server whose routes for admins are open."""
     now = server.get_log_settings()
     assert isinstance(now["log_verbose_level"], int) and isinstance(now["log_info"], bool)
-    changed = server.update_log_settings({"log_info": not now["log_info"]})
-    assert changed["log_info"] is not now["log_info"]
-    assert server.update_log_settings({"log_info": now["log_info"]}) == now
+    with pytest.raises(InferenceServerException) as e:
+        server.update_log_settings({"log_info": not now["log_info"]})
+    assert e.value.status() == "403" and server.get_log_settings() == now
+    with start_server("--enable_admin_routes") as own:
+        with triton.InferenceServerClient(own.url.removeprefix("http://")) as admin:
+            before = admin.get_log_settings()
+            changed = admin.update_log_settings({"log_info": not before["log_info"]})
+            assert changed == {**before, "log_info": not before["log_info"]} == admin.get_log_settings()
+            assert admin.update_log_settings({"log_info": before["log_info"]}) == before
 
 
 def test_trace_settings_can_be_read(server):

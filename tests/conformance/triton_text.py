@@ -33,7 +33,8 @@ def outputs(module, *names):
 
 
 def text_of(result):
-    """`text_output` as one string; it is one-dimensional, one element a sequence."""
+    """`text_output` as one string; it is one-dimensional, one element a sequence. tritonclient makes bytes of a binary or raw
+    tensor and str of one in JSON."""
     array = result.as_numpy("text_output")
     assert array.ndim == 1, array.shape
-    return array[0].decode()
+    return array[0] if isinstance(array[0], str) else array[0].decode()
