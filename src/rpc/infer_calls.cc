@@ -153,8 +153,10 @@ class UnaryCall final : public grpc::ServerUnaryReactor, public kserve::InferSin
   std::shared_ptr<UnaryCall> self_;  // gRPC's hold, until OnDone
 };
 
-// ModelStreamInfer. Start* and Finish are called under the mutex: libgrpc++ runs reactions on its own threads, never
-// inside these calls.
+// ModelStreamInfer. StartRead and Finish are called under the mutex: libgrpc++ runs reactions on its own threads, never
+// inside these calls. StartWrite is called after it, by the thread that set `writing_`: a write is often done before
+// StartWrite returns, and OnWriteDone on another thread would wait for the mutex, at two switches of threads a token.
+// Nothing else writes or finishes until OnWriteDone.
 class StreamCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>, public Drainable {
  public:
   StreamCall(std::shared_ptr<CallContext> shared, grpc::CallbackServerContext* context)
@@ -188,8 +190,9 @@ class StreamCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
   std::shared_ptr<kserve::Inference> Erase(uint64_t key);
   // No more answers; what runs is for the caller to cancel, outside the mutex.
   Running Close(grpc::Status status, bool drop_waiting);
-  void Pump();
-  void WriteNext();
+  // True: the caller calls StartWrite(&written_, write_options_) once it has let the mutex go.
+  [[nodiscard]] bool Pump();
+  void PrepareWrite();
   void EndStream(const grpc::Status& status);
 
   static void CancelAll(const Running& running) {
@@ -203,6 +206,7 @@ class StreamCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 
   std::mutex mutex_;
   grpc::ByteBuffer read_, written_;
+  grpc::WriteOptions write_options_;
   inference::ModelStreamInferResponse message_;  // kept, so that its strings keep their memory
   uint64_t next_key_ = 0;
   Running running_;  // null: Infer has not returned yet
@@ -248,21 +252,29 @@ void StreamCall::Start(const std::shared_ptr<StreamCall>& self) {
   if (full)
     return EndStream({grpc::StatusCode::RESOURCE_EXHAUSTED,
                       fmt::format("{} streams are open, the most that this server has", shared_->config.streams_max)});
-  Pump();
+  CHECK(!Pump());  // nothing waits yet
 }
 
 void StreamCall::BeginDrain() {
-  std::lock_guard lock(mutex_);
-  draining_ = true;
-  Pump();
+  bool write;
+  {
+    std::lock_guard lock(mutex_);
+    draining_ = true;
+    write = Pump();
+  }
+  if (write) StartWrite(&written_, write_options_);
 }
 
 void StreamCall::OnReadDone(bool ok) {
   if (ok) StartRequest(read_);
-  std::lock_guard lock(mutex_);
-  reading_ = false;
-  if (!ok) reads_ended_ = true;
-  Pump();
+  bool write;
+  {
+    std::lock_guard lock(mutex_);
+    reading_ = false;
+    if (!ok) reads_ended_ = true;
+    write = Pump();
+  }
+  if (write) StartWrite(&written_, write_options_);
 }
 
 void StreamCall::StartRequest(const grpc::ByteBuffer& bytes) {
@@ -309,6 +321,7 @@ void StreamCall::StartRequest(const grpc::ByteBuffer& bytes) {
 
 void StreamCall::Refuse(kserve::InferResponse about, const Error& error) {
   Running cancelled;
+  bool write;
   {
     std::lock_guard lock(mutex_);
     if (closing_ || finished_) return;
@@ -317,14 +330,16 @@ void StreamCall::Refuse(kserve::InferResponse about, const Error& error) {
     } else {
       Enqueue(std::move(about), error);
     }
-    Pump();
+    write = Pump();
   }
+  if (write) StartWrite(&written_, write_options_);
   CancelAll(cancelled);
 }
 
 void StreamCall::Answer(uint64_t key, kserve::InferResponse response, bool empty_final) {
   std::shared_ptr<kserve::Inference> ended;
   Running cancelled;
+  bool write;
   if (response.final) --shared_->inferences_running;
   {
     std::lock_guard lock(mutex_);
@@ -346,8 +361,9 @@ void StreamCall::Answer(uint64_t key, kserve::InferResponse response, bool empty
     } else if (!response.outputs.empty() || !response.final || empty_final) {
       Enqueue(std::move(response), std::nullopt);
     }
-    Pump();
+    write = Pump();
   }
+  if (write) StartWrite(&written_, write_options_);
   CancelAll(cancelled);
 }
 
@@ -387,13 +403,18 @@ StreamCall::Running StreamCall::Close(grpc::Status status, bool drop_waiting) {
 }
 
 // The one place that decides what comes next: a write, a read, the end.
-void StreamCall::Pump() {
-  if (finished_) return;
-  if (!writing_ && !waiting_.empty()) WriteNext();
-  if (!writing_ && waiting_.empty()) {
-    if (closing_) return EndStream(*closing_);
-    if (running_.empty() && !reading_ && reads_ended_) return EndStream(grpc::Status::OK);
-    if (running_.empty() && draining_) return EndStream({grpc::StatusCode::UNAVAILABLE, kGoingAway});
+bool StreamCall::Pump() {
+  if (finished_) return false;
+  bool write = !writing_ && !waiting_.empty();
+  if (write) PrepareWrite();
+  if (!writing_) {
+    std::optional<grpc::Status> end = closing_;
+    if (!end && running_.empty() && !reading_ && reads_ended_) end = grpc::Status::OK;
+    if (!end && running_.empty() && draining_) end = {grpc::StatusCode::UNAVAILABLE, kGoingAway};
+    if (end) {
+      EndStream(*end);
+      return false;
+    }
   }
   bool room = running_.size() < static_cast<size_t>(shared_->config.stream_requests_max) &&
               waiting_bytes_ <= shared_->config.stream_buffer_bytes_max / 2;
@@ -401,9 +422,10 @@ void StreamCall::Pump() {
     reading_ = true;
     StartRead(&read_);
   }
+  return write;
 }
 
-void StreamCall::WriteNext() {
+void StreamCall::PrepareWrite() {
   Waiting next = std::move(waiting_.front());
   waiting_.pop_front();
   waiting_bytes_ -= next.bytes;
@@ -420,9 +442,8 @@ void StreamCall::WriteNext() {
     CHECK(Serialize(message_, INT32_MAX, written_).ok());
   }
   writing_ = true;
-  grpc::WriteOptions options;
-  if (!waiting_.empty()) options.set_buffer_hint();  // the next message follows at once: one send for both
-  StartWrite(&written_, options);
+  write_options_ = grpc::WriteOptions();
+  if (!waiting_.empty()) write_options_.set_buffer_hint();  // the next message follows at once: one send for both
 }
 
 void StreamCall::EndStream(const grpc::Status& status) {
@@ -431,22 +452,28 @@ void StreamCall::EndStream(const grpc::Status& status) {
 }
 
 void StreamCall::OnWriteDone(bool ok) {
-  std::lock_guard lock(mutex_);
-  writing_ = false;
-  if (!ok) {  // the client has gone; OnCancel tells the inferences
-    waiting_.clear();
-    waiting_bytes_ = 0;
+  bool write;
+  {
+    std::lock_guard lock(mutex_);
+    writing_ = false;
+    if (!ok) {  // the client has gone; OnCancel tells the inferences
+      waiting_.clear();
+      waiting_bytes_ = 0;
+    }
+    write = Pump();
   }
-  Pump();
+  if (write) StartWrite(&written_, write_options_);
 }
 
 void StreamCall::OnCancel() {
   Running cancelled;
+  bool write;
   {
     std::lock_guard lock(mutex_);
     cancelled = Close(grpc::Status::CANCELLED, true);
-    Pump();
+    write = Pump();
   }
+  if (write) StartWrite(&written_, write_options_);
   CancelAll(cancelled);
 }
 
