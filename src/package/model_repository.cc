@@ -57,23 +57,65 @@ std::string Parameter(const std::vector<TextField>& config, std::string_view nam
   return {};
 }
 
-// The folder of the highest version; none: empty.
-fs::path NewestVersion(const fs::path& folder) {
+// 0: no version's folder has such a name.
+uint64_t VersionOf(const std::string& name) {
+  bool number = !name.empty() && name.size() < 19 && name.front() != '0' &&
+                std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return number ? std::stoull(name) : 0;
+}
+
+// The one version of a model that is served: `specific` names it, 0 is the highest.
+Result<uint64_t> ReadVersionPolicy(const std::vector<TextField>& config) {
+  uint64_t specific = 0;
+  auto wrong = [](std::string_view field, std::string_view value) {
+    return Error(Code::kInvalid,
+                 fmt::format("config.pbtxt: version_policy: {}: '{}' is not offered; latest {{ num_versions: 1 }} and "
+                             "specific {{ versions: [one] }} are",
+                             field, value.substr(0, 200)));
+  };
+  for (const TextField& field : config) {
+    if (field.name != "version_policy") continue;
+    if (!field.value.empty()) return wrong("version_policy", field.value);
+    if (field.fields.size() > 1) return wrong(field.fields[1].name, "a second policy");
+    for (const TextField& policy : field.fields) {
+      const bool latest = policy.name == "latest", one = policy.name == "specific";
+      if (!latest && !one) return wrong(policy.name, policy.value.empty() ? "{}" : policy.value);
+      if (!policy.value.empty()) return wrong(policy.name, policy.value);
+      std::string versions;
+      for (const TextField& member : policy.fields) {
+        if (member.name != (latest ? "num_versions" : "versions")) return wrong(policy.name, member.name);
+        versions += (versions.empty() ? "" : ", ") + member.value;
+      }
+      // a num_versions that is left out is 1
+      if (latest && !versions.empty() && versions != "1") return wrong("latest: num_versions", versions);
+      if (one && VersionOf(versions) == 0) return wrong("specific: versions", versions);
+      specific = one ? VersionOf(versions) : 0;
+    }
+  }
+  return specific;
+}
+
+// The folder of the version that is served (ReadVersionPolicy); none: empty.
+fs::path VersionFolder(const fs::path& folder, uint64_t specific) {
+  if (specific != 0) {
+    fs::path out = folder / std::to_string(specific);
+    return IsFolder(out) ? out : fs::path();
+  }
   fs::path out;
   uint64_t newest = 0;
   for (const fs::path& child : Children(folder)) {
-    std::string name = child.filename().string();
-    bool number = !name.empty() && name.size() < 19 && name.front() != '0' &&
-                  std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (!number || !IsFolder(child) || std::stoull(name) <= newest) continue;
-    newest = std::stoull(name);
+    uint64_t version = VersionOf(child.filename().string());
+    if (version <= newest || !IsFolder(child)) continue;
+    newest = version;
     out = child;
   }
   return out;
 }
 
-Result<fs::path> InVersion(const fs::path& folder) {
-  fs::path version = NewestVersion(folder);
+Result<fs::path> InVersion(const fs::path& folder, uint64_t specific) {
+  fs::path version = VersionFolder(folder, specific);
+  if (version.empty() && specific != 0)
+    return Error(Code::kInvalid, fmt::format("config.pbtxt: version_policy: specific: no folder '{}'", specific));
   if (version.empty())
     return Error(Code::kInvalid, "no version folder (1/) and no parameter engine_dir or gpt_model_path");
   if (IsModel(version)) return version;
@@ -88,7 +130,8 @@ Result<fs::path> InVersion(const fs::path& folder) {
 
 struct Config {
   std::vector<TextField> fields;
-  bool part = false;  // of the pipeline
+  bool part = false;     // of the pipeline
+  uint64_t version = 0;  // 0: the highest
 };
 
 Result<Config> ReadConfig(const fs::path& folder) {
@@ -114,12 +157,13 @@ Result<Config> ReadConfig(const fs::path& folder) {
   if (!backend.empty() && backend != "ekiben" && backend != "tensorrtllm")
     return Error(Code::kInvalid, fmt::format("config.pbtxt: backend: '{}' is not offered; ekiben and tensorrtllm are",
                                              backend.substr(0, 200)));
+  ASSIGN_OR_RETURN(out.version, ReadVersionPolicy(out.fields));
   return out;
 }
 
-Result<fs::path> PathOf(const fs::path& folder, const std::vector<TextField>& config) {
+Result<fs::path> PathOf(const fs::path& folder, const Config& config) {
   for (const char* key : {"engine_dir", "gpt_model_path"}) {
-    std::string value = Parameter(config, key);
+    std::string value = Parameter(config.fields, key);
     if (value.empty()) continue;
     if (value.find("${") != std::string::npos)
       return Error(Code::kInvalid,
@@ -129,7 +173,7 @@ Result<fs::path> PathOf(const fs::path& folder, const std::vector<TextField>& co
     return Error(Code::kInvalid,
                  fmt::format("config.pbtxt: {}: {} is no engine of ekiben's and no checkpoint", key, path.string()));
   }
-  return InVersion(folder);
+  return InVersion(folder, config.version);
 }
 
 void Stamp(const fs::path& path, std::string& out) {
@@ -139,10 +183,10 @@ void Stamp(const fs::path& path, std::string& out) {
                      info.st_mtim.tv_nsec);
 }
 
-std::string StampOf(const fs::path& folder, const fs::path& model) {
+std::string StampOf(const fs::path& folder, const fs::path& model, uint64_t specific) {
   std::string out;
   Stamp(folder / "config.pbtxt", out);
-  if (model.empty()) return out + NewestVersion(folder).string();
+  if (model.empty()) return out + VersionFolder(folder, specific).string();
   Stamp(model, out);
   std::vector<fs::path> files = Children(model);
   files.resize(std::min(files.size(), kStampedFilesMax));
@@ -155,13 +199,13 @@ std::optional<RepositoryModel> ReadModel(const fs::path& folder) {
   RepositoryModel out{folder.filename().string(), {}, {}, {}};
   auto config = ReadConfig(folder);
   if (config.ok() && config->part) return std::nullopt;
-  auto path = config.ok() ? PathOf(folder, config->fields) : Result<fs::path>(config.error());
+  auto path = config.ok() ? PathOf(folder, *config) : Result<fs::path>(config.error());
   if (path.ok()) {
     out.path = *std::move(path);
   } else {
     out.reason = path.error().message();
   }
-  out.stamp = StampOf(folder, out.path) + out.reason;
+  out.stamp = StampOf(folder, out.path, config.ok() ? config->version : 0) + out.reason;
   return out;
 }
 

@@ -1,7 +1,7 @@
-// A folder in the layout of Triton's model repositories: ROOT/NAME/config.pbtxt and ROOT/NAME/VERSION/, of which the
-// highest version counts. What a model is made of, in this order: the parameters engine_dir or gpt_model_path of its
-// config (a relative path is the model folder's), what lies in the version's folder (an engine, a checkpoint or one
-// *.gguf, or one folder that is such).
+// A folder in the layout of Triton's model repositories: ROOT/NAME/config.pbtxt and ROOT/NAME/VERSION/, of which one
+// counts: the highest, or the one that version_policy's `specific` names. What a model is made of, in this order: the
+// parameters engine_dir or gpt_model_path of its config (a relative path is the model folder's), what lies in the
+// version's folder (an engine, a checkpoint or one *.gguf, or one folder that is such).
 //
 // A deployment's pipeline (an `ensemble`, and `preprocessing`, `postprocessing`, `tensorrt_llm_bls` with backend
 // python) is no model of its own: the engine of `tensorrt_llm` beside it answers under all of these names. A model that

@@ -131,6 +131,55 @@ TEST_F(ModelRepositoryTest, AMistakeIsOfOneModel) {
   for (size_t i = 0; i < 8; ++i) EXPECT_EQ(models[i].reason, reasons[i]);
 }
 
+TEST_F(ModelRepositoryTest, AVersionPolicyPicksOneVersion) {
+  const std::pair<const char*, const char*> policies[] = {
+      {"version_policy { latest { num_versions: 1 } }", "3"},
+      {"version_policy: { latest { } }", "3"},
+      {"version_policy: { specific: { versions: [ 2 ] } }", "2"},
+      {"version_policy { specific { versions: 1 } }", "1"},
+  };
+  for (const char* version : {"1", "2", "3"}) Write(fmt::format("a/{}/model.gguf", version), "");
+  for (const auto& [policy, version] : policies) {
+    Write("a/config.pbtxt", policy);
+    auto models = Scan();
+    ASSERT_EQ(models.size(), 1u);
+    EXPECT_EQ(models[0].reason, "");
+    EXPECT_EQ(models[0].path, root / "a" / version / "model.gguf");
+  }
+  const std::string offered = "' is not offered; latest { num_versions: 1 } and specific { versions: [one] } are";
+  const std::pair<const char*, std::string> refused[] = {
+      {"version_policy { latest { num_versions: 2 } }", "latest: num_versions: '2" + offered},
+      {"version_policy { all { } }", "all: '{}" + offered},
+      {"version_policy { specific { versions: [1, 3] } }", "specific: versions: '1, 3" + offered},
+      {"version_policy { specific { } }", "specific: versions: '" + offered},
+      {"version_policy { specific { versions: \"01\" } }", "specific: versions: '01" + offered},
+      {"version_policy { specific { newest: 1 } }", "specific: 'newest" + offered},
+      {"version_policy { latest: 1 }", "latest: '1" + offered},
+      {"version_policy: 3", "version_policy: '3" + offered},
+      {"version_policy { latest { } specific { versions: 1 } }", "specific: 'a second policy" + offered},
+      {"version_policy { specific { versions: 9 } }", "specific: no folder '9'"},
+  };
+  for (const auto& [policy, reason] : refused) {
+    Write("a/config.pbtxt", policy);
+    EXPECT_EQ(Scan()[0].reason, "config.pbtxt: version_policy: " + reason);
+  }
+}
+
+TEST_F(ModelRepositoryTest, AStampFollowsTheVersionThatIsServed) {
+  Write("a/1/model.gguf", "");
+  Write("a/config.pbtxt", "version_policy { specific { versions: 1 } }");
+  Write("b/1/model.gguf", "");
+  Write("c/config.pbtxt", "version_policy { specific { versions: 2 } }");
+  auto before = Scan();
+  Write("a/2/model.gguf", "");
+  Write("b/2/model.gguf", "");
+  Write("c/2/model.gguf", "");
+  auto after = Scan();
+  EXPECT_EQ(after[0].stamp, before[0].stamp);
+  EXPECT_NE(after[1].stamp, before[1].stamp);
+  EXPECT_NE(after[2].stamp, before[2].stamp);
+}
+
 TEST_F(ModelRepositoryTest, AStampFollowsTheFiles) {
   Write("a/1/rank0.engine", "one");
   Write("b/config.pbtxt", "backend: \"none\"");
