@@ -97,10 +97,11 @@ class Server final : public GrpcServer {
   }
 
   bool Drain(Nanos timeout) override {
-    auto deadline = std::chrono::steady_clock::now() + timeout;
+    const Clock& clock = *shared_->config.clock;
+    Nanos deadline = clock.Now() + timeout;
     shared_->draining = true;
-    WaitForCalls(deadline);
-    timeout = std::max(deadline - std::chrono::steady_clock::now(), Nanos(0));
+    WaitForCalls(timeout);
+    timeout = std::max(deadline - clock.Now(), Nanos(0));
     gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_nanos(timeout.count(), GPR_TIMESPAN));
     if (server_) server_->Shutdown(until);
     return gpr_time_cmp(gpr_now(GPR_CLOCK_REALTIME), until) < 0;
@@ -129,15 +130,15 @@ class Server final : public GrpcServer {
   // Shutdown closes a connection as its last call ends, and a socket that is closed with bytes of the client's unread
   // is reset: what the client had not read of its answer yet is lost. So the calls end first, and their clients get a
   // moment for what the kernel still holds.
-  void WaitForCalls(std::chrono::steady_clock::time_point deadline) {
+  void WaitForCalls(Nanos timeout) {
     constexpr std::chrono::milliseconds kReadTime(200);
     std::unique_lock lock(shared_->mutex);  // no stream is destroyed meanwhile
     auto idle = [this] { return shared_->open.empty() && shared_->unary_open == 0; };
     if (idle()) return;
     for (Drainable* call : shared_->open) call->BeginDrain();
-    if (!shared_->idle.wait_until(lock, deadline, idle)) return;
+    if (!shared_->idle.wait_for(lock, timeout, idle)) return;
     lock.unlock();
-    std::this_thread::sleep_until(std::min(deadline, std::chrono::steady_clock::now() + kReadTime));
+    std::this_thread::sleep_for(std::min<Nanos>(timeout, kReadTime));
   }
 
   const std::shared_ptr<CallContext> shared_;
