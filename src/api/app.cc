@@ -188,6 +188,10 @@ http::ErrorBody WordRefusal(int status, std::string_view message, std::string_vi
 
 }  // namespace
 
+bool MayCompress(std::string_view path) {
+  return FamilyOf(path) != PathFamily::kKserve || path.ends_with("/infer");
+}
+
 Result<std::unique_ptr<App>> CreateApp(serve::ModelRegistry& models, http::Server& server, const Clock& clock,
                                        AppConfig config) {
   if (!ToolCallFormatOf(config.tool_call_parser, ""))

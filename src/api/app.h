@@ -48,6 +48,10 @@ class App {
   virtual size_t calls_running() const = 0;
 };
 
+// For http::ServerConfig::may_compress. Of KServe's routes only infer's answers may be, as in Triton: tritonclient's
+// asyncio client has its library ask for gzip on every route and unpacks only those.
+bool MayCompress(std::string_view path);
+
 // Sets the server's handler; before server.Start(). Server and clock outlive the app, the app outlives the models'
 // registry (a call that ends with its model still counts itself in the app's metrics), and the server is stopped before
 // either is destroyed.

@@ -234,6 +234,23 @@ TEST_F(KserveTest, CompressedBodiesAreReadWithinTheirLimits) {
   EXPECT_EQ(Post(kPath, body, "Content-Encoding: br\r\n").status, 415);
 }
 
+// Triton compresses nothing else, and its asyncio client can unpack nothing else.
+TEST_F(KserveTest, OnlyInferAnswersAreCompressed) {
+  TestServerOptions options;
+  options.http.compress_bytes_min = 1;
+  Start(std::move(options));
+  const std::string kAsk = "Accept-Encoding: gzip\r\n";
+  EXPECT_EQ(Call(server->port(), "GET", "/v2/models/stats", "", kAsk).Header("content-encoding"), "");
+  EXPECT_EQ(Call(server->port(), "GET", "/v2/models/ensemble/config", "", kAsk).Header("content-encoding"), "");
+  EXPECT_EQ(Call(server->port(), "GET", "/v1/models", "", kAsk).Header("content-encoding"), "gzip");
+  EXPECT_EQ(Post("/v2/models/ensemble/infer",
+                 R"({"inputs":[{"name":"text_input","shape":[1],"datatype":"BYTES","data":["abc"]},
+      {"name":"max_tokens","shape":[1],"datatype":"INT32","data":[2]}]})",
+                 kAsk)
+                .Header("content-encoding"),
+            "gzip");
+}
+
 // Check 11: generate.
 TEST_F(KserveTest, Check11Generate) {
   Start();

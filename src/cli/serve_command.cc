@@ -292,7 +292,9 @@ Result<int> Run(const ServeOptions& options) {
   sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread starts: only this one takes them
   std::signal(SIGPIPE, SIG_IGN);
-  ASSIGN_OR_RETURN(auto server, http::Server::Create(options.http));
+  http::ServerConfig http = options.http;
+  http.may_compress = api::MayCompress;
+  ASSIGN_OR_RETURN(auto server, http::Server::Create(http));
   ASSIGN_OR_RETURN(api::AppConfig config, ConfigOf(options));
   ASSIGN_OR_RETURN(auto models, OpenModels(options));
   auto inference = kserve::InferenceServer::Create(*models, clock, options.kserve);

@@ -265,9 +265,11 @@ void Connection::Dispatch(Request request) {
     close_after_ = !request.keep_alive;
     more_fields_ = std::move(more_fields);
   }
-  auto writer = std::make_shared<ExchangeWriter>(shared_from_this(), number,
-                                                 ChooseContentCoding(request.Header("accept-encoding")),
-                                                 shared_->config.compress_bytes_min);
+  const ServerConfig& config = shared_->config;
+  bool may_compress = !config.may_compress || config.may_compress(request.path);
+  ContentCoding coding =
+      may_compress ? ChooseContentCoding(request.Header("accept-encoding")) : ContentCoding::kIdentity;
+  auto writer = std::make_shared<ExchangeWriter>(shared_from_this(), number, coding, config.compress_bytes_min);
   if (preflight) return writer->Send(204, {}, "");
   try {
     shared_->handler(std::move(request), writer);

@@ -29,6 +29,7 @@ struct ServerConfig {
   TlsConfig tls;                             // of every port
   std::vector<std::string> allowed_origins;  // of pages that may read answers (CORS); "*": any
   size_t compress_bytes_min = 1024;          // a shorter JSON answer is never compressed, nor is a stream
+  std::function<bool(std::string_view path)> may_compress;  // null: answers to any path
   int io_threads = 1;
   int listen_backlog = 2048;
   RequestLimits limits;

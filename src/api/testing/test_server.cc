@@ -14,6 +14,7 @@ Result<std::unique_ptr<TestServer>> TestServer::Start(TestServerOptions options)
       std::make_unique<serve::testing::ScriptedSource>(std::move(models)), options.models_may_change);
   for (const std::string& name : options.model_names) RETURN_IF_ERROR(out->models->Open(name));
   out->executor = &dynamic_cast<serve::testing::ScriptedModel&>(*out->models->Find("")).executor();
+  options.http.may_compress = MayCompress;
   ASSIGN_OR_RETURN(out->server, http::Server::Create(options.http));
   out->inference = kserve::InferenceServer::Create(*out->models, SystemClock::Get(), options.kserve);
   options.app.kserve = out->inference.get();
