@@ -164,7 +164,7 @@ def guidellm(program, work):
 def cancels(program, work):
     python = dev("python", "conformance", str(HERE.parent / "requirements.txt"))
     with Server(program) as server:  # conftest.py waits for one; the cancels start their own
-        env = {**os.environ, "EKIBEN_CANCELS": "10000", "EKIBEN_UNPROVEN": "1", "EKIBEN_PROGRAM": program,
+        env = {**os.environ, "EKIBEN_CANCELS": "10000", "EKIBEN_PROGRAM": program,
                "EKIBEN_URL": server.url}
         run = shown([python, "-m", "pytest", "-q", "-s", "--no-header", "-p", "no:cacheprovider",
                      HERE.parent / "test_cancels.py"], env=env, stdout=subprocess.PIPE, text=True)
