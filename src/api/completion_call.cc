@@ -4,11 +4,11 @@
 
 namespace ekiben::api {
 
-void CallRegistry::Add(const std::shared_ptr<CompletionCall>& call) {
+void CallRegistry::Add(const std::shared_ptr<RunningCall>& call) {
   std::lock_guard lock(mutex_);
   calls_.emplace(call.get(), call);
 }
-void CallRegistry::Remove(CompletionCall* call) {
+void CallRegistry::Remove(RunningCall* call) {
   std::lock_guard lock(mutex_);
   calls_.erase(call);
 }
@@ -17,7 +17,7 @@ size_t CallRegistry::size() const {
   return calls_.size();
 }
 void CallRegistry::FailAll(const Error& error) {
-  std::vector<std::shared_ptr<CompletionCall>> calls;
+  std::vector<std::shared_ptr<RunningCall>> calls;
   {
     std::lock_guard lock(mutex_);
     for (const auto& [key, weak] : calls_)

@@ -20,19 +20,25 @@
 
 namespace ekiben::api {
 
-class CompletionCall;
+// A call of any surface, as the registry sees it.
+class RunningCall {
+ public:
+  virtual ~RunningCall() = default;
+  // Ends the call with an error, if it has not ended. From any thread.
+  virtual void Fail(const Error& error) = 0;
+};
 
 // The calls that are running, so that a drain can end what is left of them.
 class CallRegistry {
  public:
-  void Add(const std::shared_ptr<CompletionCall>& call);
-  void Remove(CompletionCall* call);
+  void Add(const std::shared_ptr<RunningCall>& call);
+  void Remove(RunningCall* call);
   size_t size() const;
   void FailAll(const Error& error);
 
  private:
   mutable std::mutex mutex_;
-  std::unordered_map<CompletionCall*, std::weak_ptr<CompletionCall>> calls_;
+  std::unordered_map<RunningCall*, std::weak_ptr<RunningCall>> calls_;
 };
 
 // What a call uses; all references outlive the call.
@@ -44,15 +50,14 @@ struct CallContext {
   const Clock& clock;
 };
 
-class CompletionCall : public std::enable_shared_from_this<CompletionCall> {
+class CompletionCall : public RunningCall, public std::enable_shared_from_this<CompletionCall> {
  public:
   CompletionCall(const CallContext& context, std::shared_ptr<http::ResponseWriter> writer);
-  virtual ~CompletionCall();
+  ~CompletionCall() override;
 
   // Submits every prompt. `first_byte_timeout`: 504 when nothing could be sent by then; zero: none.
   void Begin(std::vector<serve::TextRequest> prompts, Nanos first_byte_timeout);
-  // Ends the call with an error, if it has not ended.
-  void Fail(const Error& error);
+  void Fail(const Error& error) override;
 
  protected:
   struct Sequence {

@@ -26,12 +26,12 @@ Result<json::object> ParseObject(std::string_view text, size_t bytes_max) {
   return std::move(value.get_object());
 }
 
-// Clients write ids as strings, some as numbers.
+// The start of the words is Triton's.
 Result<std::string> IdOf(const json::object& object) {
   const json::value* id = object.if_contains("id");
   if (id == nullptr || id->is_null()) return std::string();
-  if (id->is_int64() || id->is_uint64()) return json::serialize(*id);
-  if (!id->is_string()) return Invalid("id", fmt::format("id: a string is wanted, got {}", KindName(*id)));
+  if (!id->is_string())
+    return Invalid("id", fmt::format("Unable to parse 'id': a string is wanted, got {}", KindName(*id)));
   return std::string(id->get_string());
 }
 
@@ -187,7 +187,10 @@ Result<kserve::InferRequest> ParseFlatBody(std::string_view body, const std::vec
   };
   for (const auto& member : object) {
     if (member.key() == "id") continue;
-    if (member.key() == "parameters" && member.value().is_object()) {
+    if (member.key() == "parameters" && !member.value().is_null()) {
+      if (!member.value().is_object())
+        return Invalid("parameters", fmt::format("Expected JSON object for keyword: 'parameters', got {}",
+                                                 KindName(member.value())));
       for (const auto& nested : member.value().get_object()) RETURN_IF_ERROR(add(nested.key(), nested.value()));
       continue;
     }

@@ -12,24 +12,27 @@ constexpr const char* kNotOneResponse =
 
 // Sink of its inference, and what the client's leaving finds. The inference is known only after Infer returned, which
 // may be after its last response.
-class Call final : public kserve::InferSink {
+class Call final : public kserve::InferSink, public RunningCall {
  public:
-  Call(KserveAnswer kind, InferBody asked, std::optional<std::string> load,
+  Call(CallRegistry& calls, KserveAnswer kind, InferBody asked, std::optional<std::string> load,
        std::shared_ptr<http::ResponseWriter> writer)
-      : kind_(kind), asked_(std::move(asked)), load_(std::move(load)), writer_(std::move(writer)) {}
+      : calls_(calls), kind_(kind), asked_(std::move(asked)), load_(std::move(load)), writer_(std::move(writer)) {}
 
   void OnResponse(kserve::InferResponse response) override;
   void OnError(const Error& error) override;
   void SetInference(std::shared_ptr<kserve::Inference> inference);
   void Cancel();
+  void Fail(const Error& error) override;
 
  private:
   http::Headers HeadersOf(const char* content_type) const;
+  void End();
   void Refuse(const Error& error);
   void AnswerInfer(const kserve::InferResponse& response);
   void AnswerGenerate(kserve::InferResponse response);
   void AnswerStream(const kserve::InferResponse& response);
 
+  CallRegistry& calls_;
   const KserveAnswer kind_;
   const InferBody asked_;
   const std::optional<std::string> load_;
@@ -41,6 +44,7 @@ class Call final : public kserve::InferSink {
   std::mutex mutex_;
   std::shared_ptr<kserve::Inference> inference_;
   bool cancelled_ = false;
+  std::optional<Error> failure_;  // what the cancelled inference ended of
 };
 
 http::Headers Call::HeadersOf(const char* content_type) const {
@@ -67,8 +71,22 @@ void Call::Cancel() {
   if (inference != nullptr) inference->Cancel();
 }
 
-void Call::Refuse(const Error& error) {
+// The inference's own end brings the words out: the sink is called one at a time.
+void Call::Fail(const Error& error) {
+  {
+    std::lock_guard lock(mutex_);
+    failure_ = error;
+  }
+  Cancel();
+}
+
+void Call::End() {
   done_ = true;
+  calls_.Remove(this);
+}
+
+void Call::Refuse(const Error& error) {
+  End();
   Answer answer = ErrorAnswer(PathFamily::kKserve, error);
   writer_->Send(answer.status, answer.headers, answer.body);
 }
@@ -82,10 +100,14 @@ void Call::OnResponse(kserve::InferResponse response) {
   }
 }
 
-void Call::OnError(const Error& error) {
+void Call::OnError(const Error& said) {
   if (done_) return;
+  Error error = [&] {
+    std::lock_guard lock(mutex_);
+    return failure_.value_or(said);
+  }();
   if (!started_) return Refuse(error);
-  done_ = true;
+  End();
   std::string body = ErrorAnswer(PathFamily::kKserve, error).body;
   writer_->Write("data: " + body + "\n\n");
   writer_->Finish();
@@ -94,7 +116,7 @@ void Call::OnError(const Error& error) {
 void Call::AnswerInfer(const kserve::InferResponse& response) {
   auto answer = WriteInferAnswer(response, asked_);
   if (!answer.ok()) return Refuse(answer.error());
-  done_ = true;
+  End();
   http::Headers headers = HeadersOf(answer->binary ? "application/octet-stream" : "application/json");
   if (answer->binary) headers.emplace_back("inference-header-content-length", std::to_string(answer->json_bytes));
   writer_->Send(200, headers, answer->body);
@@ -112,7 +134,7 @@ void Call::AnswerGenerate(kserve::InferResponse response) {
   }
   if (!final) return;
   if (!only_) return Refuse(Error(Code::kInternal, kNotOneResponse));
-  done_ = true;
+  End();
   std::string body;
   AppendGenerateAnswer(body, *only_);
   writer_->Send(200, HeadersOf("application/json"), body);
@@ -127,15 +149,16 @@ void Call::AnswerStream(const kserve::InferResponse& response) {
     writer_->Write(chunk);
   }
   if (!response.final) return;
-  done_ = true;
+  End();
   writer_->Finish();
 }
 
 }  // namespace
 
-void RunInference(kserve::InferenceServer& server, KserveAnswer kind, kserve::InferRequest request, InferBody asked,
-                  std::optional<std::string> load, std::shared_ptr<http::ResponseWriter> writer) {
-  auto call = std::make_shared<Call>(kind, std::move(asked), std::move(load), writer);
+void RunInference(kserve::InferenceServer& server, CallRegistry& calls, KserveAnswer kind, kserve::InferRequest request,
+                  InferBody asked, std::optional<std::string> load, std::shared_ptr<http::ResponseWriter> writer) {
+  auto call = std::make_shared<Call>(calls, kind, std::move(asked), std::move(load), writer);
+  calls.Add(call);
   request.may_stream = kind != KserveAnswer::kInfer;
   auto inference = server.Infer(std::move(request), call);
   if (!inference.ok()) return call->OnError(inference.error());

@@ -246,11 +246,13 @@ void KserveSurface::Infer(const http::Request& request, const Writer& writer, co
                              metadata.inputs.size(), path.model));
   }();
   if (!parsed.ok()) return SendError(writer, parsed.error());
+  if (auto room = CheckRoom(context_); !room.ok()) return SendError(writer, room.error());
   kserve::InferRequest infer = std::move(parsed->request);
   infer.model_name = path.model;
   infer.model_version = path.version;
   AddTimeout(infer);
-  RunInference(server_, KserveAnswer::kInfer, std::move(infer), *std::move(parsed), LoadOf(request), writer);
+  RunInference(server_, context_.calls, KserveAnswer::kInfer, std::move(infer), *std::move(parsed), LoadOf(request),
+               writer);
 }
 
 void KserveSurface::Generate(const http::Request& request, const Writer& writer, const Path& path, bool stream) {
@@ -259,13 +261,14 @@ void KserveSurface::Generate(const http::Request& request, const Writer& writer,
     return ParseFlatBody(request.body, metadata.inputs, context_.config.body_bytes_max);
   }();
   if (!parsed.ok()) return SendError(writer, parsed.error());
+  if (auto room = CheckRoom(context_); !room.ok()) return SendError(writer, room.error());
   parsed->model_name = path.model;
   parsed->model_version = path.version;
   std::string_view id = request.Header("triton-request-id");
   if (parsed->id.empty() && IsRequestId(id)) parsed->id = id;
   AddTimeout(*parsed);
-  RunInference(server_, stream ? KserveAnswer::kGenerateStream : KserveAnswer::kGenerate, *std::move(parsed), {},
-               LoadOf(request), writer);
+  RunInference(server_, context_.calls, stream ? KserveAnswer::kGenerateStream : KserveAnswer::kGenerate,
+               *std::move(parsed), {}, LoadOf(request), writer);
 }
 
 // ---- repository and settings

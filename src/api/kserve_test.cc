@@ -270,6 +270,9 @@ TEST_F(KserveTest, Check11Generate) {
   EXPECT_NE(ErrorOf(Post(kPath, R"({"text_input":"abc"})"), 400).find("missing required input(s) ['max_tokens']"),
             std::string::npos);
   EXPECT_NE(ErrorOf(Post(kPath, R"({"text_input":7,"max_tokens":1})"), 400).find("text_input"), std::string::npos);
+  EXPECT_EQ(ErrorOf(Post(kPath, R"({"text_input":"a","max_tokens":1,"id":7})"), 400).find("Unable to parse 'id'"), 0u);
+  EXPECT_EQ(ErrorOf(Post(kPath, R"({"text_input":"a","max_tokens":1,"parameters":7})"), 400).find("Expected JSON object"),
+            0u);
   EXPECT_NE(ErrorOf(Post(kPath, R"({"text_input":"a","max_tokens":3000000000})"), 400).find("out of range"),
             std::string::npos);
   const std::string kOne =
@@ -337,6 +340,35 @@ TEST_F(KserveTest, AClientThatLeavesIsCancelled) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     EXPECT_EQ(server->executor->stats().running, 0) << route;
   }
+}
+
+// Whole answers become an error with a status, streams end with an event.
+TEST_F(KserveTest, DrainDeadlineEndsWhatRuns) {
+  TestServerOptions options;
+  options.executor.turn_time = std::chrono::milliseconds(2);
+  options.app.max_concurrency = 3;
+  Start(std::move(options));
+  constexpr const char* kBody = R"({"text_input":"abc","max_tokens":250,"stream":true})";
+  constexpr const char* kInfer = R"({"inputs":[{"name":"text_input","shape":[1,1],"datatype":"BYTES","data":["abc"]},)"
+                                 R"({"name":"max_tokens","shape":[1,1],"datatype":"INT32","data":[250]}]})";
+  RawClient stream(server->port()), generate(server->port()), infer(server->port());
+  const std::string base = "/v2/models/ensemble/";
+  stream.Send(http::testing::Format("POST", base + "generate_stream", kBody));
+  stream.ReadUntil("data: ");
+  generate.Send(http::testing::Format("POST", base + "generate", R"({"text_input":"abc","max_tokens":250})"));
+  infer.Send(http::testing::Format("POST", base + "infer", kInfer));
+  for (int i = 0; i < 2000 && server->app->calls_running() < 3; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  ASSERT_EQ(server->app->calls_running(), 3u);
+  EXPECT_NE(ErrorOf(Post(base + "generate", kBody), 503).find("max_concurrency"), std::string::npos);
+  EXPECT_NE(ErrorOf(Post(base + "infer", kInfer), 503).find("max_concurrency"), std::string::npos);
+  EXPECT_FALSE(server->app->Drain(std::chrono::milliseconds(20)));
+  RawResponse ended = stream.Read();
+  EXPECT_TRUE(ended.complete);
+  EXPECT_NE(ended.body.substr(ended.body.rfind("data: ")).find("shutting down"), std::string::npos) << ended.body;
+  EXPECT_NE(ErrorOf(generate.Read(), 503).find("shutting down"), std::string::npos);
+  EXPECT_NE(ErrorOf(infer.Read(), 503).find("shutting down"), std::string::npos);
+  EXPECT_EQ(server->app->calls_running(), 0u);
 }
 
 TEST_F(KserveTest, LoadIsToldWhereItIsAskedFor) {

@@ -70,8 +70,9 @@ class Service final : public CallbackLayers {
   Reactor* ModelReady(Context* context, const inference::ModelReadyRequest* request,
                       inference::ModelReadyResponse* response) override {
     auto ready = core_.ModelReady(request->name(), request->version());
-    if (!ready.ok()) return Finished(context, StatusOf(ready.error()));
-    response->set_ready(*ready);
+    // Triton's own answer about a model that nobody knows: clients poll this until a model is there.
+    if (!ready.ok() && ready.error().code() != Code::kNotFound) return Finished(context, StatusOf(ready.error()));
+    response->set_ready(ready.ok() && *ready);
     return Finished(context, grpc::Status::OK);
   }
 

@@ -321,7 +321,7 @@ KSERVE = [
     ("too few max_tokens", infer(tensor(), tensor("max_tokens", "INT32", data=[-1])), 400, "max_tokens"),
     ("an unknown output", infer(tensor(), LENGTH, outputs=[{"name": "nothing"}]), 400, "nothing"),
     ("outputs that are no list", infer(tensor(), LENGTH, outputs={}), 400, ""),
-    ("an id that is no text", infer(tensor(), LENGTH, id=5), 400, ""),
+    ("an id that is no text", infer(tensor(), LENGTH, id=5), 400, "Unable to parse 'id'"),
     ("deep JSON", post(INFER, b'{"inputs":' + b"[" * 100_000), 400, ""),
     ("deep data", post(INFER, b'{"inputs":[{"name":"text_input","datatype":"BYTES","shape":[1,1],"data":' + b"[" * 99 + b"]" * 99 + b"}]}"), 400, ""),
     ("invalid UTF-8", post(INFER, b'{"inputs":[{"name":"\xff"}]}'), 400, ""),
@@ -344,7 +344,7 @@ KSERVE = [
     ("generate without its input", post(GENERATE, {}), 400, ""),
     ("generate with a list", post(GENERATE, []), 400, ""),
     ("generate of a number", post(GENERATE, {"text_input": 5, "max_tokens": 4}), 400, ""),
-    ("generate with nested parameters that are none", post(GENERATE, {"text_input": "a", "max_tokens": 4, "parameters": 5}), 400, ""),
+    ("generate with nested parameters that are none", post(GENERATE, {"text_input": "a", "max_tokens": 4, "parameters": 5}), 400, "Expected JSON object for keyword: 'parameters'"),
     ("generate with text for a number", post(GENERATE, {"text_input": "a", "max_tokens": "many"}), 400, ""),
     ("generate of nothing", post(GENERATE, b"{"), 400, ""),
     ("generate_stream without its input", post(GENERATE + "_stream", {}), 400, ""),
@@ -352,6 +352,6 @@ KSERVE = [
     ("a bomb", post(INFER, gzip.compress(b" " * 15_000_000, 9), {**JSON, "Content-Encoding": "gzip"}), 413, ""),
     ("loading without the right to", post("/v2/repository/models/ensemble/load", {}), {400, 403}, ""),
     ("unloading without the right to", post("/v2/repository/models/ensemble/unload", {}), {400, 403}, ""),
-    ("shared memory", post("/v2/systemsharedmemory/region/a/register", {"key": "/a", "offset": 0, "byte_size": 1}), {400, 404}, ""),
+    ("shared memory", post("/v2/systemsharedmemory/region/a/register", {"key": "/a", "offset": 0, "byte_size": 1}), 501, "shared_memory_prefix"),
 ]
 KSERVE_CASES = [(name, "kserve", *rest) for name, *rest in KSERVE]

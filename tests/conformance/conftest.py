@@ -24,11 +24,6 @@ def pytest_collection_modifyitems(items):
     def missing(answers, reason):
         return None if answers else pytest.mark.skip(reason=reason)
 
-    # Not yet seen to pass: EKIBEN_UNPROVEN=1 runs them.
-    unproven = pytest.mark.skip(reason="not yet seen against a server; EKIBEN_UNPROVEN=1 runs it")
-    unproven_files = ("test_triton_grpc", "test_triton_grpc_aio", "test_article_service")
-    unproven_tests = tuple(f"test_{n:02}_" for n in range(9, 14)) + ("test_02_multipart", "test_07_", "test_20_")
-
     grpc = missing(HAS_GRPC or "EKIBEN_PROGRAM" not in os.environ, "this build has no gRPC")
     try:
         v2 = missing(httpx.get(URL + "/v2", timeout=60).status_code == 200, "this server has no /v2")
@@ -43,9 +38,6 @@ def pytest_collection_modifyitems(items):
         wants_grpc = stem in ("test_triton_grpc", "test_triton_grpc_aio", "test_article_service", "test_cancels") or \
             name.startswith("test_13_")
         wants_bento = name.startswith(("test_02_multipart", "test_07_", "test_20_"))
-        unseen = stem in unproven_files or stem == "test_acceptance" and name.startswith(unproven_tests)
-        if unseen and "EKIBEN_UNPROVEN" not in os.environ:
-            item.add_marker(unproven)
         for mark in (v2 if wants_v2 else None, grpc if wants_grpc else None, bento if wants_bento else None):
             if mark is not None:
                 item.add_marker(mark)

@@ -67,6 +67,7 @@ def whole(url, body):
         return b"".join(response.iter_raw()).decode()
 
 
+LONG = "Write a very long story about trains, at least ten chapters."  # the default model takes all the tokens it is given
 BODIES = [{"prompt": "When does the last train leave?", "system_prompt": SYSTEM, "max_tokens": 128},
           {"prompt": "Say ekiben in Japanese: 駅弁 🍱", "system_prompt": "", "max_tokens": 128},
           {"prompt": "Tell a long story about a station.", "system_prompt": "Be wordy.", "max_tokens": 200}]
@@ -103,7 +104,7 @@ def test_14_same_refusals(service, url):
 
 def test_14_leaving_the_service_frees_our_slot(service, metrics):
     """The client leaves the product API; it drops its stream of ours, and what ran for it ends."""
-    with httpx.stream("POST", service + "/generate", json={"prompt": "A story", "max_tokens": 1024}, timeout=60) as left:
+    with httpx.stream("POST", service + "/generate", json={"prompt": LONG, "max_tokens": 1024}, timeout=60) as left:
         chunks = left.iter_raw()
         next(chunks)
         metrics.wait_for("ekiben_requests_running", 1)

@@ -108,7 +108,6 @@ def test_bad_requests_beside_a_good_stream(server):
     undisturbed(server, CASES)
 
 
-@pytest.mark.xfail(strict=False, reason="written from the specification before the routes were there; not yet seen against them")
 def test_bad_kserve_requests_beside_a_good_stream(server):
     address = ("127.0.0.1", server.port)
     if ask(address, ("GET", "/v2/health/live", {}, b""), {})[0] == 404:

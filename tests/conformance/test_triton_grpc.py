@@ -79,6 +79,7 @@ def test_each_model_is_described(server, name):
 
 
 def test_unknown_model(server):
+    """Not ready, as Triton says it, so that a client can poll for a model; everything else is NOT_FOUND."""
     assert not server.is_model_ready("no-such-model")
     for call in (server.get_model_metadata, server.get_model_config, server.get_inference_statistics):
         with pytest.raises(InferenceServerException) as e:
@@ -154,7 +155,7 @@ def test_streams_interleave(server, expected):
 def test_stream_mixes_models(server, expected):
     stream = Stream(server)
     stream.send("e")
-    stream.send("b", model="tensorrt_llm_bls")
+    stream.send("b", model="tensorrt_llm_bls", empty_final=True)  # its final response is an empty one
     seen = stream.until_final(["e", "b"])
     assert joined(seen, "e") == joined(seen, "b") == expected
     assert {r.get_response().model_name for _, r in seen} == {"ensemble", "tensorrt_llm_bls"}
@@ -162,14 +163,22 @@ def test_stream_mixes_models(server, expected):
 
 
 def test_empty_final_only_after_opting_in(server, expected):
+    """TensorRT-LLM's backend puts the final flag on its last tokens, its BLS model sends the flag alone afterwards."""
     stream = Stream(server)
-    stream.send("in", empty_final=True)
+    stream.send("in", model="tensorrt_llm_bls", empty_final=True)
     seen = stream.until_final(["in"])
     assert not seen[-1][1].get_response().outputs and joined(seen, "in") == expected
-    stream.send("out")
-    seen = stream.until_final(["out"])
-    assert all(r.get_response().outputs for _, r in seen) and joined(seen, "out") == expected
-    server.stop_stream()
+    for opted_in in (True, False):
+        stream.send("ensemble", empty_final=opted_in)
+        seen = stream.until_final(["ensemble"])
+        assert all(r.get_response().outputs for _, r in seen) and joined(seen, "ensemble") == expected
+    stream.send("out", model="tensorrt_llm_bls")
+    server.stop_stream()  # half-closes, and returns when all is said
+    seen = [stream.items.get_nowait() for _ in range(stream.items.qsize())]
+    assert all(error is None for _, error in seen)
+    assert joined([("out", r) for r, _ in seen], "out") == expected
+    assert all(r.get_response().outputs and not r.get_response().parameters["triton_final_response"].bool_param
+               for r, _ in seen)
 
 
 def test_error_leaves_the_stream_open(server, expected):
