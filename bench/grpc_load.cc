@@ -79,7 +79,7 @@ grpc::ByteBuffer RequestBytes(const Options& options) {
 class Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   Stream(const Options& options, Shared& shared, grpc::GenericStub& stub)
-      : options_(options), shared_(shared), request_(RequestBytes(options)) {
+      : shared_(shared), request_(RequestBytes(options)) {
     stub.PrepareBidiStreamingCall(&context_, "/inference.GRPCInferenceService/ModelStreamInfer", grpc::StubOptions(),
                                   this);
     Ask();
@@ -147,7 +147,6 @@ class Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::Byte
     if (shared_.error.empty()) shared_.error = error;
   }
 
-  const Options& options_;
   Shared& shared_;
   grpc::ClientContext context_;
   grpc::ByteBuffer request_, answer_;

@@ -156,7 +156,8 @@ void Call::AnswerStream(const kserve::InferResponse& response) {
 }  // namespace
 
 void RunInference(kserve::InferenceServer& server, CallRegistry& calls, KserveAnswer kind, kserve::InferRequest request,
-                  InferBody asked, std::optional<std::string> load, std::shared_ptr<http::ResponseWriter> writer) {
+                  InferBody asked, std::optional<std::string> load,
+                  const std::shared_ptr<http::ResponseWriter>& writer) {
   auto call = std::make_shared<Call>(calls, kind, std::move(asked), std::move(load), writer);
   calls.Add(call);
   request.may_stream = kind != KserveAnswer::kInfer;

@@ -20,6 +20,7 @@ enum class KserveAnswer : uint8_t { kInfer, kGenerate, kGenerateStream };
 
 // `asked` says how an answer of kInfer is written. `load`: the value of ORCA's header, asked for by the client.
 void RunInference(kserve::InferenceServer& server, CallRegistry& calls, KserveAnswer kind, kserve::InferRequest request,
-                  InferBody asked, std::optional<std::string> load, std::shared_ptr<http::ResponseWriter> writer);
+                  InferBody asked, std::optional<std::string> load,
+                  const std::shared_ptr<http::ResponseWriter>& writer);
 
 }  // namespace ekiben::api

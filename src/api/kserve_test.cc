@@ -271,8 +271,9 @@ TEST_F(KserveTest, Check11Generate) {
             std::string::npos);
   EXPECT_NE(ErrorOf(Post(kPath, R"({"text_input":7,"max_tokens":1})"), 400).find("text_input"), std::string::npos);
   EXPECT_EQ(ErrorOf(Post(kPath, R"({"text_input":"a","max_tokens":1,"id":7})"), 400).find("Unable to parse 'id'"), 0u);
-  EXPECT_EQ(ErrorOf(Post(kPath, R"({"text_input":"a","max_tokens":1,"parameters":7})"), 400).find("Expected JSON object"),
-            0u);
+  EXPECT_EQ(
+      ErrorOf(Post(kPath, R"({"text_input":"a","max_tokens":1,"parameters":7})"), 400).find("Expected JSON object"),
+      0u);
   EXPECT_NE(ErrorOf(Post(kPath, R"({"text_input":"a","max_tokens":3000000000})"), 400).find("out of range"),
             std::string::npos);
   const std::string kOne =
@@ -408,6 +409,20 @@ TEST_F(KserveTest, KeysGuardAllButHealth) {
   EXPECT_EQ(Get("/v2/health/ready").status, 200);
   EXPECT_FALSE(ErrorOf(Get("/v2/models/ensemble"), 401).empty());
   EXPECT_EQ(Get("/v2/models/ensemble", "Authorization: Bearer key\r\n").status, 200);
+}
+
+TEST_F(KserveTest, AnAdminsKeyLoadsAndUnloads) {
+  TestServerOptions options;
+  options.app.api_keys =
+      ApiKeys(std::vector<ApiKey>{{.key = "key"}, {.key = "root", .name = "operations", .admin = true}});
+  Start(std::move(options));
+  for (const char* path : {"/v2/repository/models/nope/load", "/v2/repository/models/nope/unload"}) {
+    EXPECT_FALSE(ErrorOf(Call(server->port(), "POST", path, "{}"), 401).empty());
+    EXPECT_FALSE(ErrorOf(Call(server->port(), "POST", path, "{}", "Authorization: Bearer key\r\n"), 403).empty());
+    // The right is there; this server's models are fixed.
+    EXPECT_EQ(ErrorOf(Call(server->port(), "POST", path, "{}", "Authorization: Bearer root\r\n"), 501).find("explicit"),
+              0u);
+  }
 }
 
 TEST_F(KserveTest, MetricsStandBesideTheOthers) {

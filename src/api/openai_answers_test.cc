@@ -20,7 +20,7 @@ using testing::TestServerOptions;
 class OpenAiAnswers : public ::testing::Test {
  protected:
   // Every answer is `text`, and then an end.
-  void Start(std::string text = "") {
+  void Start(const std::string& text = "") {
     TestServerOptions options;
     options.http.host = "127.0.0.1";
     options.http.port = 0;

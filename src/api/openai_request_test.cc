@@ -186,7 +186,7 @@ TEST(OpenAiRequest, CompletionsRefuse) {
 
 TEST(OpenAiRequest, WhatTheTextMustBe) {
   using Kind = text::GrammarSpec::Kind;
-  auto grammar = [](std::string fields) {
+  auto grammar = [](const std::string& fields) {
     auto parsed = ParseChatRequest(Body((R"({"messages":[{"role":"user","content":"a"}],)" + fields + "}").c_str()), 1);
     EXPECT_TRUE(parsed.ok()) << fields << parsed.error().message();
     return parsed.ok() ? parsed->prompts[0].grammar : std::nullopt;
@@ -205,7 +205,7 @@ TEST(OpenAiRequest, WhatTheTextMustBe) {
 }
 
 TEST(OpenAiRequest, ToolChoices) {
-  auto parse = [](std::string choice) {
+  auto parse = [](const std::string& choice) {
     auto parsed = ParseChatRequest(
         Body((R"({"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"f",
               "parameters":{"type":"object","properties":{"x":{"$ref":"#/$defs/d"}},"$defs":{"d":{"type":"null"}}}}},

@@ -165,9 +165,9 @@ Result<ResponsesRequest> ParseResponsesRequest(const json::object& body, uint64_
   auto parsed = ParseChatRequest(chat, seed_if_absent, limits);
   if (!parsed.ok()) return Renamed(parsed.error());
   out.chat = *std::move(parsed);
-  auto echo = [&](const char* key, json::value absent) {
+  auto echo = [&](const char* key, const json::value& absent) {
     const json::value* value = body.if_contains(key);
-    out.echoed[key] = value == nullptr || value->is_null() ? std::move(absent) : *value;
+    out.echoed[key] = value == nullptr || value->is_null() ? absent : *value;
   };
   echo("instructions", nullptr);
   echo("max_output_tokens", nullptr);

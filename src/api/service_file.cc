@@ -19,8 +19,8 @@ namespace {
 // A node, and how a message calls it: "service.yaml:12: apis.generate.fields".
 class At {
  public:
-  At(YAML::Node node, const std::string& file, std::string key, int line_above = 0)
-      : node_(std::move(node)), file_(file), key_(std::move(key)), line_above_(line_above) {}
+  At(const YAML::Node& node, const std::string& file, std::string key, int line_above = 0)
+      : node_(node), file_(file), key_(std::move(key)), line_above_(line_above) {}
 
   Error Bad(const std::string& message) const {
     return {Code::kInvalid, fmt::format("{}:{}: {}{}{}", file_, Line(), key_, key_.empty() ? "" : ": ", message), key_};

@@ -192,8 +192,8 @@ void CpuBackend::SampleRows() {
       float* logits = logits_.as<float>() + int64_t{output.logits_row} * info_.vocab_size;
       if (request.logits != nullptr && request.logits->generation()) {  // before the sampler changes them
         int32_t made = row.position + row.token_count - static_cast<int32_t>(request.prompt.size());
-        int32_t sequence_index = slots_[static_cast<size_t>(row.slot.value)].sequence_index;
-        std::copy_n(logits, info_.vocab_size, request.logits->Generation(sequence_index, made));
+        int32_t sequence = slots_[static_cast<size_t>(row.slot.value)].sequence_index;
+        std::copy_n(logits, info_.vocab_size, request.logits->Generation(sequence, made));
       }
       PositionLogProbs* logprobs = &logprobs_[index];
       bool wanted = request.sampling.logprobs >= 0;

@@ -111,7 +111,7 @@ TEST(ApiKeys, AnyOfSeveralAndNothingElse) {
 TEST(ApiKeys, EachHasItsOwnLimits) {
   ApiKeys keys(std::vector<ApiKey>{{.key = "a", .name = "alice", .max_concurrency = 2},
                                    {.key = "b", .name = "bob", .requests_per_minute = 30, .admin = true}});
-  ApiKeys copy = keys;  // of HTTP and gRPC: the same counts
+  ApiKeys copy = keys;  // NOLINT: of HTTP and gRPC, the same counts
   ApiClient* alice = keys.Find("Bearer a");
   ASSERT_NE(alice, nullptr);
   EXPECT_EQ(alice, copy.Find("Bearer a"));

@@ -44,6 +44,12 @@ Result<std::unique_ptr<serve::ServedModel>> RepositorySource::Open(const std::st
   return std::unique_ptr<serve::ServedModel>(std::move(stack));
 }
 
+std::string RepositorySource::ModelFor(const std::string& name) const {
+  Names();
+  std::lock_guard lock(mutex_);
+  return ModelForName(models_, name);
+}
+
 std::string RepositorySource::Stamp(const std::string& name) const {
   return Found(name).stamp;
 }

@@ -22,6 +22,7 @@ class RepositorySource final : public serve::ModelSource {
   std::vector<std::string> Names() const override;
   Result<std::unique_ptr<serve::ServedModel>> Open(const std::string& name) override;
   std::string Stamp(const std::string& name) const override;
+  std::string ModelFor(const std::string& name) const override;
 
  private:
   RepositorySource(std::string root, EngineSource engine, StackOptions stack)

@@ -158,15 +158,15 @@ Result<void> CheckRepositoryOptions(const ServeOptions& options) {
   return {};
 }
 
-// What of the repository to load at start. Who names a part of the pipeline means its engine.
-std::vector<std::string> ToLoad(const ServeOptions& options, const std::vector<std::string>& all) {
+// What of the repository to load at start.
+std::vector<std::string> ToLoad(const ServeOptions& options, const std::vector<RepositoryModel>& found) {
+  std::vector<std::string> all, out;
+  for (const RepositoryModel& model : found) all.push_back(model.name);
   if (options.model_control_mode != "explicit") return all;
-  std::vector<std::string> out;
   for (const std::string& name : options.load_models) {
     if (name == "*") return all;
-    bool part = IsPipelinePart(name) && std::find(all.begin(), all.end(), name) == all.end();
-    std::string engine = part ? std::string(kPipelineEngine) : name;
-    if (std::find(out.begin(), out.end(), engine) == out.end()) out.push_back(std::move(engine));
+    std::string model = ModelForName(found, name);
+    if (std::find(out.begin(), out.end(), model) == out.end()) out.push_back(std::move(model));
   }
   return out;
 }
@@ -175,13 +175,9 @@ std::vector<std::string> ToLoad(const ServeOptions& options, const std::vector<s
 // that serves nothing is a mistake.
 Result<std::unique_ptr<serve::LoadedModels>> OpenRepository(const ServeOptions& options) {
   ASSIGN_OR_RETURN(std::vector<RepositoryModel> found, ScanModelRepository(options.model_repository));
-  std::vector<std::string> all;
-  int32_t usable = 0;
-  for (const RepositoryModel& model : found) {
-    all.push_back(model.name);
-    if (model.reason.empty()) ++usable;
-  }
-  const std::vector<std::string> names = ToLoad(options, all);
+  auto usable = static_cast<int32_t>(
+      std::count_if(found.begin(), found.end(), [](const RepositoryModel& model) { return model.reason.empty(); }));
+  const std::vector<std::string> names = ToLoad(options, found);
   StackOptions stack = options.stack;
   stack.models = std::max(1, std::min(usable, names.empty() ? 1 : static_cast<int32_t>(names.size())));
   ASSIGN_OR_RETURN(auto source, RepositorySource::Create(options.model_repository, options.source, std::move(stack)));

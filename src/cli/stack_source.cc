@@ -49,8 +49,8 @@ Result<std::unique_ptr<serve::ServedModel>> StackSource::Open(const std::string&
   return Error(Code::kNotFound, fmt::format("'{}': no such model", name), "model");
 }
 
-std::string StackSource::Stamp(const std::string& name) const {
-  return name;
+std::string StackSource::Stamp(const std::string&) const {
+  return {};
 }
 
 }  // namespace ekiben::cli

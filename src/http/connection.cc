@@ -447,13 +447,16 @@ void Connection::Start(uint64_t number, int status, const Headers& headers) {
   std::lock_guard lock(mutex_);
   if (!OpenLocked(number) || started_) return;
   AppendHeadLocked(status, headers, http_1_0_ ? BodyFraming::kClose : BodyFraming::kChunked, 0);
+  largest_write_ = 0;
   ScheduleFlushLocked();
 }
 
 void Connection::Write(uint64_t number, std::string_view chunk) {
   std::lock_guard lock(mutex_);
   if (!OpenLocked(number) || !started_ || head_only_ || overflowed_) return;
-  if (unsent_ > shared_->config.send_buffer_bytes_max) {
+  const ServerConfig& config = shared_->config;
+  largest_write_ = std::max(largest_write_, chunk.size());
+  if (unsent_ > std::max(config.send_buffer_bytes_max, config.send_buffer_writes_min * largest_write_)) {
     overflowed_ = true;
     return ScheduleFlushLocked();
   }

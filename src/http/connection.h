@@ -127,6 +127,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   mutable std::mutex mutex_;
   std::string pending_;
   size_t unsent_ = 0;  // pending_ and the rest of sending_
+  size_t largest_write_ = 0;
   uint64_t exchange_number_ = 0;
   bool exchange_open_ = false;  // between Dispatch and the last byte handed to the socket
   bool started_ = false, finished_ = false, closed_ = false, flush_scheduled_ = false;

@@ -35,6 +35,7 @@ struct ServerConfig {
   RequestLimits limits;
   size_t connections_max = 4096;                       // one more is answered 503
   size_t send_buffer_bytes_max = size_t{256} << 10;    // unread by the client, of one connection
+  size_t send_buffer_writes_min = 64;                  // but so many writes of the answer's largest wait always
   size_t pipeline_bytes_max = size_t{64} << 10;        // read ahead while a response is in flight
   Nanos header_timeout = std::chrono::seconds(10);     // from a request's first byte to its empty line: 408
   Nanos body_timeout = std::chrono::seconds(60);       // from there to the end of the body: 408

@@ -326,6 +326,24 @@ TEST_F(HttpServer, SlowReaderIsCutAtTheBuffer) {
   EXPECT_EQ(server->stats().clients_too_slow, 1u);
 }
 
+// Events larger than the buffer (logits of a large vocabulary) wait like others.
+TEST_F(HttpServer, LargeEventsMayWaitInNumber) {
+  ServerConfig config;
+  config.send_buffer_bytes_max = 64 << 10;
+  Start(config);
+  RawClient client(port);
+  client.Send(Format("GET", "/hold"));
+  auto writer = Held();
+  writer->Start(200, kText);
+  for (int i = 0; i < 20; ++i) writer->Write(std::string(1 << 20, 'x'));
+  writer->Write("small");
+  writer->Finish();
+  RawResponse response = client.Read();
+  EXPECT_TRUE(response.complete);
+  EXPECT_EQ(response.body.size(), (size_t{20} << 20) + 5);
+  EXPECT_EQ(server->stats().clients_too_slow, 0u);
+}
+
 TEST_F(HttpServer, NoProgressInWritingTimesOut) {
   ServerConfig config;
   config.write_timeout = 100ms;

@@ -125,7 +125,7 @@ class HttpTls : public ::testing::Test {
     auto created = Server::Create(config);
     ASSERT_TRUE(created.ok()) << created.error().message();
     server = *std::move(created);
-    server->SetHandler([](Request request, std::shared_ptr<ResponseWriter> writer) {
+    server->SetHandler([](const Request& request, const std::shared_ptr<ResponseWriter>& writer) {
       if (request.path == "/stream") {
         writer->Start(200, {{"content-type", "text/plain"}});
         for (int i = 0; i < 1000; ++i) writer->Write(fmt::format("piece {}\n", i));
@@ -172,7 +172,7 @@ TEST_F(HttpTls, VersionsFrom12) {
 
 TEST_F(HttpTls, PlainBytesAndGarbageAreCutAndTheServerLivesOn) {
   Start();
-  for (std::string bytes :
+  for (const std::string& bytes :
        {Format("GET", "/"), std::string(5000, '\0'), std::string("\x16\x03\x01\x02\x00\x01junk", 10)}) {
     RawClient plain(port, 500ms);
     plain.Send(bytes);
@@ -210,9 +210,9 @@ TEST_F(HttpTls, ClientsMustShowACertificateWhereACaIsNamed) {
   Certificate stranger = testing::MakeSigned(other_ca, "a stranger");
   Write("stranger.pem", stranger.certificate_pem);
   Write("stranger.key", stranger.key_pem);
-  for (auto options : {Trusting(), TlsClient::Options{.ca_file = Path("ca.pem"),
-                                   .cert_file = Path("stranger.pem"),
-                                   .key_file = Path("stranger.key")}}) {
+  for (const auto& options : {Trusting(), TlsClient::Options{.ca_file = Path("ca.pem"),
+                                          .cert_file = Path("stranger.pem"),
+                                          .key_file = Path("stranger.key")}}) {
     TlsClient refused(port, options);  // in TLS 1.3 the client hears of it with its first read
     if (refused.connected()) refused.Send(Format("GET", "/"));
     EXPECT_EQ(refused.ReadUntil("bytes\n"), "");

@@ -92,7 +92,6 @@ class Server final : public InferenceServer {
                                              std::shared_ptr<InferSink> sink);
   void RunTextNow(const NamedModel& named, const InferRequest& request, const OutputForms& forms, InferSink& sink,
                   StageTimes times);
-  Result<void> CheckControl(const std::string& name) const;
   void Forget(const std::string& id, const Generation* generation);
 
   serve::ModelRegistry& registry_;
@@ -162,19 +161,7 @@ Result<std::vector<serve::ModelState>> Server::Index(bool ready_only) const {
   return out;
 }
 
-Result<void> Server::CheckControl(const std::string& name) const {
-  for (const serve::ModelState& state : registry_.Index())
-    if (state.name == name) return {};  // an engine, though it may have a part's name
-  std::string engine = EngineOfPart(registry_, name);
-  if (!engine.empty())
-    return Error(
-        Code::kUnsupported,
-        fmt::format("'{}' is a part of the engine '{}', which is loaded and unloaded as a whole", name, engine));
-  return {};
-}
-
 Result<void> Server::Load(const std::string& name, const Parameters& parameters) {
-  RETURN_IF_ERROR(CheckControl(name));
   for (const auto& [key, value] : parameters)
     if (key == "config" || key.starts_with("file:"))
       return Error(Code::kUnsupported,
@@ -184,7 +171,12 @@ Result<void> Server::Load(const std::string& name, const Parameters& parameters)
 }
 
 Result<void> Server::Unload(const std::string& name, const Parameters&) {
-  RETURN_IF_ERROR(CheckControl(name));
+  std::vector<serve::ModelState> engines = registry_.Index();
+  bool engine = std::any_of(engines.begin(), engines.end(), [&](const auto& state) { return state.name == name; });
+  std::string whole = engine ? "" : EngineOfPart(registry_, name);  // an engine may have a part's name
+  if (!whole.empty())
+    return Error(Code::kUnsupported,
+                 fmt::format("'{}' is a part of the engine '{}', which is unloaded as a whole", name, whole));
   return registry_.Unload(name);
 }
 
@@ -213,7 +205,8 @@ Result<std::map<std::string, Setting>> Server::LogSettings(const std::map<std::s
     };
     if (name == "log_file")
       return Error(Code::kUnsupported, "log file location can not be updated through network protocol", name);
-    auto flag = std::find_if(std::begin(flags), std::end(flags), [&](const auto& f) { return f.name == name; });
+    auto flag =
+        std::find_if(std::begin(flags), std::end(flags), [&name = name](const auto& f) { return f.name == name; });
     if (flag != std::end(flags)) {
       if (!std::holds_alternative<bool>(value)) return wrong("true or false");
       *flag->value = std::get<bool>(value);

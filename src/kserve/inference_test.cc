@@ -96,7 +96,7 @@ class InferenceTest : public ::testing::Test {
     models = std::make_unique<serve::LoadedModels>(std::make_unique<serve::testing::ScriptedSource>(std::move(all)),
                                                    /*may_change=*/true);
     ASSERT_TRUE(models->Open("bytes").ok());
-    server = InferenceServer::Create(*models, SystemClock::Get(), config);
+    server = InferenceServer::Create(*models, SystemClock::Get(), std::move(config));
   }
   void TearDown() override { models.reset(); }  // what still runs counts itself in the server's numbers
   // Runs to its end. A refusal at once counts as the sink's error.

@@ -123,7 +123,8 @@ void AddEngines(Writer& writer, const std::vector<ModelReading>& engines, Nanos 
        {"tokens_per", [=](R r) { return tokens_per(r); }},
        {"reused",
         [=](R r) {
-          return static_cast<double>(r.executor.prefix_tokens_reused / static_cast<uint64_t>(tokens_per(r)));
+          uint64_t blocks = r.executor.prefix_tokens_reused / static_cast<uint64_t>(tokens_per(r));
+          return static_cast<double>(blocks);
         }},
        {"fraction", [](R r) {
           return r.executor.blocks_total > 0 ? static_cast<double>(r.executor.blocks_used) / r.executor.blocks_total
@@ -136,7 +137,8 @@ void AddEngines(Writer& writer, const std::vector<ModelReading>& engines, Nanos 
              {"micro_batch_id", [](R) { return 0; }},
              {"paused_requests", [](R r) { return r.executor.paused; }}});
   AddFamily(writer, engines, "nv_trt_llm_general_metrics", "General TRT LLM metrics", "general_type",
-            {{"timestamp", [=](R) { return static_cast<double>(wall.count() / 1'000'000'000); }},
+            {{"timestamp",
+              [=](R) { return static_cast<double>(std::chrono::duration_cast<std::chrono::seconds>(wall).count()); }},
              {"iteration_counter", [](R r) { return static_cast<double>(r.executor.steps); }}});
   writer.Begin("nv_llm_input_token_len", "histogram", "TRT LLM response metrics");
   for (R r : engines)

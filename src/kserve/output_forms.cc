@@ -57,7 +57,7 @@ Tensor BestOf(const Tensor& tensor, size_t count) {
     std::iota(order.begin(), order.end(), size_t{0});
     // A NaN is under every number, so that the order is one.
     auto before = [own](size_t a, size_t b) {
-      bool a_nan = own[a] != own[a], b_nan = own[b] != own[b];
+      bool a_nan = IsNan(own[a]), b_nan = IsNan(own[b]);
       if (a_nan || b_nan) return a_nan == b_nan ? a < b : b_nan;
       return own[a] != own[b] ? own[a] > own[b] : a < b;
     };

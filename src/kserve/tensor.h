@@ -3,10 +3,12 @@
 // Source: Open Inference Protocol v2, Triton's binary tensor data extension.
 // Thread: plain values.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "base/result.h"
@@ -63,5 +65,12 @@ Tensor BytesTensor(std::string name, std::vector<int64_t> shape, const std::vect
 Tensor Int32Tensor(std::string name, std::vector<int64_t> shape, const std::vector<int32_t>& elements);
 Tensor Int64Tensor(std::string name, std::vector<int64_t> shape, const std::vector<int64_t>& elements);
 Tensor Fp32Tensor(std::string name, std::vector<int64_t> shape, const std::vector<float>& elements);
+
+// False of what is no floating-point number.
+template <class T>
+bool IsNan(T value) {
+  if constexpr (std::is_floating_point_v<T>) return std::isnan(value);
+  return false;
+}
 
 }  // namespace ekiben::kserve

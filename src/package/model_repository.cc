@@ -12,6 +12,10 @@
 namespace ekiben {
 namespace {
 
+bool IsPipelinePart(std::string_view name) {
+  return name == "ensemble" || name == "preprocessing" || name == "postprocessing" || name == "tensorrt_llm_bls";
+}
+
 namespace fs = std::filesystem;
 
 constexpr size_t kModelsMax = 1024;
@@ -211,8 +215,9 @@ std::optional<RepositoryModel> ReadModel(const fs::path& folder) {
 
 }  // namespace
 
-bool IsPipelinePart(std::string_view name) {
-  return name == "ensemble" || name == "preprocessing" || name == "postprocessing" || name == "tensorrt_llm_bls";
+std::string ModelForName(const std::vector<RepositoryModel>& models, const std::string& name) {
+  bool model = std::any_of(models.begin(), models.end(), [&](const RepositoryModel& m) { return m.name == name; });
+  return !model && IsPipelinePart(name) ? std::string(kPipelineEngine) : name;
 }
 
 Result<std::vector<RepositoryModel>> ScanModelRepository(const fs::path& root) {

@@ -27,7 +27,8 @@ struct RepositoryModel {
 
 // kPipelineEngine first, so that it is the default, then by name; without the parts of its pipeline.
 Result<std::vector<RepositoryModel>> ScanModelRepository(const std::filesystem::path& root);
-// Whether `name` is a folder of the pipeline that kPipelineEngine answers for.
-bool IsPipelinePart(std::string_view name);
+// Which of `models` to load for `name`: who names a part of the pipeline and no model means kPipelineEngine; else
+// `name`.
+std::string ModelForName(const std::vector<RepositoryModel>& models, const std::string& name);
 
 }  // namespace ekiben

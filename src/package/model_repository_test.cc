@@ -48,6 +48,13 @@ TEST(ProtobufText, RefusesWithTheLine) {
   EXPECT_EQ(Refusal(deep), "line 1: messages nest deeper than 32");
 }
 
+TEST(ModelRepository, APartsNameMeansTheEngineUnlessItIsAModel) {
+  std::vector<RepositoryModel> models = {{"tensorrt_llm", "/e", "", ""}, {"ensemble", "/f", "", ""}};
+  EXPECT_EQ(ModelForName(models, "preprocessing"), "tensorrt_llm");
+  EXPECT_EQ(ModelForName(models, "ensemble"), "ensemble");
+  EXPECT_EQ(ModelForName(models, "other"), "other");
+}
+
 class ModelRepositoryTest : public ::testing::Test {
  protected:
   void SetUp() override {

@@ -43,6 +43,7 @@ struct GrpcConfig {
   Nanos connection_age_grace = std::chrono::seconds(60);
 
   size_t stream_buffer_bytes_max = size_t{1} << 20;  // unread by the client, of one stream
+  size_t stream_buffer_messages_min = 64;            // but so many of its largest messages wait always
   int32_t stream_requests_max = 1024;                // in flight on one stream; further ones wait unread
   Nanos write_timeout = std::chrono::seconds(30);    // for a slow reader to take its last bytes, then it is cut
 };
@@ -60,7 +61,8 @@ class GrpcServer {
   virtual ~GrpcServer() = default;  // as Stop()
 
   // Refuses new calls (UNAVAILABLE), lets running inferences end, ends streams that have none, and waits up to
-  // `timeout`; what is left then is cancelled. True when nothing was. The port stays open until the last call has ended.
+  // `timeout`; what is left then is cancelled. True when nothing was. The port stays open until the last call has
+  // ended.
   virtual bool Drain(Nanos timeout) = 0;
   // Cancels everything. Idempotent.
   virtual void Stop() = 0;

@@ -190,6 +190,7 @@ class StreamCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
   std::shared_ptr<kserve::Inference> Erase(uint64_t key);
   // No more answers; what runs is for the caller to cancel, outside the mutex.
   Running Close(grpc::Status status, bool drop_waiting);
+  size_t WaitingBytesMax() const;
   // True: the caller calls StartWrite(&written_, write_options_) once it has let the mutex go.
   [[nodiscard]] bool Pump();
   void PrepareWrite();
@@ -211,7 +212,7 @@ class StreamCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
   uint64_t next_key_ = 0;
   Running running_;  // null: Infer has not returned yet
   std::deque<Waiting> waiting_;
-  size_t waiting_bytes_ = 0;
+  size_t waiting_bytes_ = 0, largest_message_ = 0;
   bool reading_ = false, reads_ended_ = false, writing_ = false, draining_ = false, finished_ = false, done_ = false;
   std::optional<grpc::Status> closing_;
   grpc::Alarm slow_reader_;
@@ -345,10 +346,10 @@ void StreamCall::Answer(uint64_t key, kserve::InferResponse response, bool empty
     std::lock_guard lock(mutex_);
     if (response.final) ended = Erase(key);
     if (closing_ || finished_) return;
-    if (waiting_bytes_ > shared_->config.stream_buffer_bytes_max) {
+    if (waiting_bytes_ > WaitingBytesMax()) {
       ++shared_->clients_too_slow;
       LOG_WARNING("gRPC: a stream's client reads too slowly: {} bytes wait, {} may; its {} requests are cancelled",
-                  waiting_bytes_, shared_->config.stream_buffer_bytes_max, running_.size());
+                  waiting_bytes_, WaitingBytesMax(), running_.size());
       cancelled = Close(
           {grpc::StatusCode::RESOURCE_EXHAUSTED, "the client reads too slowly: its requests were cancelled"}, true);
       gpr_timespec wait = gpr_time_from_nanos(shared_->config.write_timeout.count(), GPR_TIMESPAN);
@@ -382,6 +383,7 @@ void StreamCall::Enqueue(kserve::InferResponse response, std::optional<Error> er
   size_t bytes = kMessageBytes + response.id.size() + (error ? error->message().size() : 0);
   for (const kserve::Tensor& tensor : response.outputs) bytes += tensor.name.size() + tensor.data.size();
   waiting_bytes_ += bytes;
+  largest_message_ = std::max(largest_message_, bytes);
   waiting_.push_back({std::move(response), std::move(error), bytes});
 }
 
@@ -402,6 +404,11 @@ StreamCall::Running StreamCall::Close(grpc::Status status, bool drop_waiting) {
   return std::exchange(running_, {});
 }
 
+size_t StreamCall::WaitingBytesMax() const {
+  const GrpcConfig& config = shared_->config;
+  return std::max(config.stream_buffer_bytes_max, config.stream_buffer_messages_min * largest_message_);
+}
+
 // The one place that decides what comes next: a write, a read, the end.
 bool StreamCall::Pump() {
   if (finished_) return false;
@@ -417,7 +424,7 @@ bool StreamCall::Pump() {
     }
   }
   bool room = running_.size() < static_cast<size_t>(shared_->config.stream_requests_max) &&
-              waiting_bytes_ <= shared_->config.stream_buffer_bytes_max / 2;
+              waiting_bytes_ <= WaitingBytesMax() / 2;
   if (!reading_ && !reads_ended_ && !closing_ && room) {
     reading_ = true;
     StartRead(&read_);

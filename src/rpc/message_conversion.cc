@@ -54,7 +54,7 @@ bool AppendNarrowed(const Values& values, std::string& out) {
   char* to = out.data() + begin;
   for (auto value : values) {
     auto stored = static_cast<Stored>(value);
-    if (static_cast<decltype(value)>(stored) != value && value == value) return false;  // a NaN is kept
+    if (static_cast<decltype(value)>(stored) != value && !kserve::IsNan(value)) return false;  // a NaN is kept
     std::memcpy(to, &stored, sizeof stored);
     to += sizeof stored;
   }

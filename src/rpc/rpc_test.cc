@@ -633,6 +633,33 @@ TEST_F(GrpcTest, AKeysLimitsAndAdminRights) {
   EXPECT_EQ(stub_->RepositoryModelLoad(&fourth, load, &loaded).error_code(), grpc::StatusCode::PERMISSION_DENIED);
   fifth.AddMetadata("authorization", "Bearer root");
   EXPECT_TRUE(stub_->RepositoryModelLoad(&fifth, load, &loaded).ok());
+  grpc::ClientContext sixth, seventh;
+  inference::RepositoryModelUnloadRequest unload;
+  inference::RepositoryModelUnloadResponse unloaded;
+  unload.set_model_name("echo");
+  sixth.AddMetadata("authorization", "Bearer one");
+  EXPECT_EQ(stub_->RepositoryModelUnload(&sixth, unload, &unloaded).error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  seventh.AddMetadata("authorization", "Bearer root");
+  EXPECT_TRUE(stub_->RepositoryModelUnload(&seventh, unload, &unloaded).ok());
+}
+
+TEST_F(GrpcTest, AKeysRequestsOfAMinute) {
+  GrpcConfig config;
+  config.api_keys = ApiKeys(
+      std::vector<ApiKey>{{.key = "two", .name = "bob", .requests_per_minute = 2}, {.key = "free", .name = "alice"}});
+  Serve(config);
+  auto infer = [&](const char* key) {
+    grpc::ClientContext context;
+    ModelInferResponse response;
+    context.AddMetadata("authorization", std::string("Bearer ") + key);
+    return stub_->ModelInfer(&context, Request("echo", "1"), &response);
+  };
+  EXPECT_TRUE(infer("two").ok());
+  EXPECT_TRUE(infer("two").ok());
+  grpc::Status refused = infer("two");
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_NE(refused.error_message().find("requests_per_minute"), std::string::npos) << refused.error_message();
+  EXPECT_TRUE(infer("free").ok());
 }
 
 TEST_F(GrpcTest, SettingsAreReadByAllAndChangedByAdmins) {

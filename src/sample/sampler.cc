@@ -116,7 +116,7 @@ void Sampler::Bind(SlotId slot_id, const Request& request, int32_t sequence_inde
 void Sampler::BindGrammar(Slot& slot, std::span<const TokenId> generated) const {
   slot.grammar.reset();
   if (slot.request->constraint == nullptr) return;
-  slot.grammar.emplace();
+  slot.grammar = GrammarState{};
   slot.grammar->matcher = slot.request->constraint->NewMatcher();
   slot.grammar->mask.resize(static_cast<size_t>(TokenMaskWords(vocab_size_)));
   for (TokenId token : generated) slot.grammar->matcher->Accept(token);

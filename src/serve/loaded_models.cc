@@ -142,7 +142,17 @@ bool LoadedModels::Known(std::string_view name) const {
 
 Result<void> LoadedModels::Load(std::string_view name) {
   if (!may_change_) return Error(Code::kUnsupported, kFixed);
-  return Open(std::string(name));
+  std::lock_guard loading(load_mutex_);
+  std::string model = source_->ModelFor(std::string(name));
+  if (Known(model) ? Current(model) : Find(name) != nullptr) return {};
+  return OpenLocked(model);
+}
+
+bool LoadedModels::Current(const std::string& name) {
+  std::string stamp = source_->Stamp(name);
+  std::lock_guard lock(mutex_);
+  const Entry& entry = EntryOf(name);
+  return entry.lease != nullptr && !stamp.empty() && entry.stamp == stamp;
 }
 
 Result<void> LoadedModels::Open(const std::string& name) {
@@ -185,11 +195,15 @@ Result<void> LoadedModels::OpenLocked(const std::string& name) {
 Result<void> LoadedModels::Unload(std::string_view name) {
   if (!may_change_) return Error(Code::kUnsupported, kFixed);
   std::lock_guard loading(load_mutex_);
-  std::string text(name);
-  if (!Known(name) && Find(name) == nullptr)
-    return Error(Code::kNotFound, fmt::format("failed to unload '{}': no such model here", text.substr(0, 200)),
-                 "model");
-  Close(text);
+  std::string model(name);
+  if (!Known(name)) {
+    auto served = Find(name);  // an alias, or one whose files are gone
+    if (served == nullptr)
+      return Error(Code::kNotFound, fmt::format("failed to unload '{}': no such model here", model.substr(0, 200)),
+                   "model");
+    model = served->name();
+  }
+  Close(model);
   return {};
 }
 

@@ -26,8 +26,10 @@ class ModelSource {
   virtual std::vector<std::string> Names() const = 0;
   // Takes as long as an engine takes; called by one thread at a time.
   virtual Result<std::unique_ptr<ServedModel>> Open(const std::string& name) = 0;
-  // Another text whenever the files of the model are others: what a poll compares.
+  // Another text whenever the files of the model are others: what a poll and a second load compare. Empty: not known.
   virtual std::string Stamp(const std::string& name) const = 0;
+  // The model to open for a client's `name`, which may be one of several for it; `name` itself when there is none.
+  virtual std::string ModelFor(const std::string& name) const { return name; }
 };
 
 class LoadedModels final : public ModelRegistry {
@@ -39,6 +41,7 @@ class LoadedModels final : public ModelRegistry {
   std::shared_ptr<ServedModel> Find(std::string_view name) const override;
   std::vector<std::shared_ptr<ServedModel>> Models() const override;
   std::vector<ModelState> Index() const override;
+  // Nothing to do for a model that is ready and whose files are what they were, and for an alias of one that is ready.
   Result<void> Load(std::string_view name) override;
   Result<void> Unload(std::string_view name) override;
 
@@ -62,6 +65,7 @@ class LoadedModels final : public ModelRegistry {
 
   Entry& EntryOf(const std::string& name);
   bool Known(std::string_view name) const;
+  bool Current(const std::string& name);
   Result<void> OpenLocked(const std::string& name);
   void Close(const std::string& name);
   void Reap();

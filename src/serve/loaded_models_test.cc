@@ -156,10 +156,22 @@ TEST_F(LoadedModelsTest, UnloadedModelEndsWhatItRunsAndThenFreesItsMemory) {
   ASSERT_TRUE(models->Unload("one").ok());  // again: nothing to do
 }
 
+TEST_F(LoadedModelsTest, AnAliasIsUnloadedAsItsModel) {
+  Start({"one", "two"});
+  ASSERT_TRUE(models->Unload("two-alias").ok());
+  EXPECT_EQ(models->Find("two"), nullptr);
+  EXPECT_EQ(models->Index().size(), 2u);
+}
+
 TEST_F(LoadedModelsTest, LoadedAgainWhileTheOldOneStillRuns) {
   Start({"one"});
   Submit("one", 200);
   auto old = models->Find("one").get();
+  ASSERT_TRUE(models->Load("one").ok());
+  EXPECT_EQ(models->Find("one").get(), old);  // the same files
+  ASSERT_TRUE(models->Load("one-alias").ok());
+  EXPECT_EQ(models->Find("one").get(), old);
+  shared->stamps["one"] = "new";
   ASSERT_TRUE(models->Load("one").ok());
   EXPECT_NE(models->Find("one").get(), old);
   EXPECT_EQ(StateOf("one").kind, ModelState::Kind::kReady);
@@ -177,6 +189,7 @@ TEST_F(LoadedModelsTest, AFailedLoadKeepsWhatRunsAndSaysWhy) {
   EXPECT_EQ(StateOf("bad").kind, ModelState::Kind::kUnavailable);
   EXPECT_EQ(StateOf("bad").reason, "rank0.engine: truncated");
   shared->fails = "one";
+  shared->stamps["one"] = "new";
   EXPECT_FALSE(models->Load("one").ok());
   EXPECT_EQ(Default(), "one");
   EXPECT_EQ(models->Load("none").error().code(), Code::kNotFound);

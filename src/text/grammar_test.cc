@@ -132,13 +132,15 @@ TEST_F(GrammarTest, BrokenGrammarsAreOneLineThatNamesTheField) {
 }
 
 TEST_F(GrammarTest, HostileGrammarsAreRefusedBeforeTheyAreBuilt) {
-  auto regex = [&](std::string source) { return RefusalOf({.kind = Kind::kRegex, .source = source, .field = "f"}); };
+  auto regex = [&](std::string source) {
+    return RefusalOf({.kind = Kind::kRegex, .source = std::move(source), .field = "f"});
+  };
   EXPECT_EQ(regex("((a{1,100}){1,100}){1,100}"), "f: repetitions of 1000000 in all, the limit is 4096");
   EXPECT_EQ(regex("a{99999999999999999999}"), "f: repetitions of 1099511627776 in all, the limit is 4096");
   EXPECT_EQ(regex(std::string(60, '(') + "a" + std::string(60, ')')), "f: groups 60 deep, the limit is 32");
   EXPECT_EQ(regex(std::string(70000, 'a')), "f: 70000 bytes, the limit is 65536");
   auto schema = [&](std::string source) {
-    return RefusalOf({.kind = Kind::kJsonSchema, .source = source, .field = "f"});
+    return RefusalOf({.kind = Kind::kJsonSchema, .source = std::move(source), .field = "f"});
   };
   EXPECT_EQ(schema(R"({"type":"string","maxLength":1e9})"), "f: \"maxLength\": 1000000000 is outside [0, 4096]");
   EXPECT_EQ(schema(R"({"type":"array","maxItems":200,"items":{"type":"array","maxItems":200}})"),

@@ -126,6 +126,34 @@ def test_explicit_control(tmp_path, wire):
         client.close()
 
 
+@pytest.mark.parametrize("wire", [tritonclient.http, tritonclient.grpc] if HAS_GRPC else [tritonclient.http])
+def test_explicit_control_by_the_names_of_parts(tmp_path, wire):
+    """A deployment's script that loads its five models one by one, in an order of its own: the engine is read once."""
+    for part in PARTS:
+        (tmp_path / part / "1").mkdir(parents=True)
+        kind = 'platform: "ensemble"' if part == "ensemble" else 'backend: "python"'
+        (tmp_path / part / "config.pbtxt").write_text(f'name: "{part}"\n{kind}\n')
+    add_model(tmp_path, "tensorrt_llm")
+    with serving(tmp_path, "--model_control_mode", "explicit", "--enable_admin_routes") as (port, grpc_port):
+        client = wire.InferenceServerClient(f"127.0.0.1:{grpc_port if wire is tritonclient.grpc else port}")
+        assert not client.is_model_ready("ensemble")
+        client.load_model("preprocessing")
+        created = httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["created"]
+        time.sleep(1.1)  # `created` counts seconds
+        for name in (*PARTS, "tensorrt_llm"):
+            client.load_model(name)
+            assert client.is_model_ready(name)
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["created"] == created
+        assert answer(port, "ensemble")
+        with pytest.raises(InferenceServerException, match="tensorrt_llm"):
+            client.unload_model("ensemble")
+        client.unload_model("tensorrt_llm")
+        assert not client.is_model_ready("ensemble")
+        client.load_model("ensemble")
+        assert answer(port, "ensemble")
+        client.close()
+
+
 def test_poll_follows_the_folders_while_a_stream_runs(tmp_path):
     add_model(tmp_path, "one")
     with serving(tmp_path, "--model_control_mode", "poll", "--repository_poll_secs", "0.2") as (port, _):

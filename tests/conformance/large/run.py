@@ -3,6 +3,7 @@
 
   aiperf     NVIDIA's load client over chat, completions and embeddings, with a local tokenizer: no request fails
   lm_eval    loglikelihoods of a tiny local task through us and through Hugging Face's own model in float32: 1e-3 apart at most
+  embeddings last and mean pooling beside Hugging Face's own hidden states in float32: a cosine of 0.999 at least
   guidellm   vLLM's load client over chat: no request fails (6 GB of wheels)
   cancels    10,000 cancels at random moments on every surface (test_cancels.py)
 
@@ -27,6 +28,7 @@ ROOT = HERE.parents[2]
 RESULTS = HERE.parent / "results"
 MODEL = os.environ.get("EKIBEN_TEST_MODEL", "")
 LOGLIKELIHOOD_BOUND = 1e-3
+COSINE_BOUND = 0.999
 
 
 def dev(*command):
@@ -143,6 +145,25 @@ def lm_eval(program, work):
     return holds, found
 
 
+def embeddings(program, work):
+    python, tokenizer = environment("lm-eval") / "python", tokenizer_folder(work)
+    story = "The last train left the station before the snow began to fall, and nobody was on it. "
+    texts = ["a", "The train", "Bahnhöfe, 駅弁 and 🚆", story, story * 12]
+    states = shown([python, HERE / "hidden_states.py", MODEL, tokenizer], input=json.dumps(texts), text=True, check=True,
+                   stdout=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    theirs, found = json.loads(states.stdout), {"version": dev_version(python, "transformers"), "texts": len(texts)}
+    with Server(program, "--dtype", "f32") as server:
+        for pooling in ("last", "mean"):
+            body = {"model": "m", "input": [t["tokens"] for t in theirs], "pooling": pooling}
+            request = urllib.request.Request(server.url + "/v1/embeddings", json.dumps(body).encode(),
+                                             {"content-type": "application/json"})
+            ours = json.loads(urllib.request.urlopen(request, timeout=600).read())["data"]
+            found[f"lowest_cosine_{pooling}"] = min(sum(a * b for a, b in zip(o["embedding"], t[pooling], strict=True))
+                                                    for o, t in zip(ours, theirs, strict=True))
+    found["bound"] = COSINE_BOUND
+    return min(found["lowest_cosine_last"], found["lowest_cosine_mean"]) >= COSINE_BOUND, found
+
+
 def dev_version(tool, package):
     code = f"import importlib.metadata as m; print(m.version('{package}'))"
     return subprocess.run([tool.parent / "python", "-c", code], capture_output=True, text=True).stdout.strip()
@@ -173,7 +194,7 @@ def cancels(program, work):
     return run.returncode == 0 and line is not None, {"saw": line.group(1) if line else None, "pytest": run.stdout.strip().split("\n")[-1]}
 
 
-RUNS = {"aiperf": aiperf, "lm_eval": lm_eval, "guidellm": guidellm, "cancels": cancels}
+RUNS = {"aiperf": aiperf, "lm_eval": lm_eval, "embeddings": embeddings, "guidellm": guidellm, "cancels": cancels}
 
 
 def machine():
@@ -191,7 +212,7 @@ def main():
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     RESULTS.mkdir(exist_ok=True)
     passed = failed = 0
-    for name in args.names or ["aiperf", "lm_eval", "cancels"]:
+    for name in args.names or ["aiperf", "lm_eval", "embeddings", "cancels"]:
         work = pathlib.Path(tempfile.mkdtemp(prefix=f"ekiben-{name}-"))
         started, begin = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
         try:
