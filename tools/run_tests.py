@@ -31,7 +31,8 @@ SANITIZERS = {
     "asan": (10, {"ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1:"
                                  "quarantine_size_mb=16",  # freed memory that it holds back is no growth of the server's
                  "UBSAN_OPTIONS": "print_stacktrace=1"}),
-    "tsan": (20, {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:detect_deadlocks=1"}),
+    "tsan": (20, {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:detect_deadlocks=1:"
+                                 f"suppressions={ROOT / 'tests' / 'tsan_suppressions.txt'}"}),
 }
 TSAN_PROGRAMS = ("api_test", "backend_test", "compile_test", "device_test", "executor_test", "http_test", "load_test",
                  "model_test", "ops_test", "serve_test", "stack_test")

@@ -16,6 +16,8 @@ GRPC = os.environ.get("EKIBEN_GRPC", "127.0.0.1:8001")
 HAS_GRPC = "--grpc_port" in subprocess.run([os.environ.get("EKIBEN_PROGRAM", "true"), "serve", "--help"],
                                            capture_output=True, text=True).stdout
 SCALE = int(os.environ.get("EKIBEN_TIME_SCALE", "1"))  # the server may be built with a sanitizer
+# Such a server has two of the model's layers, which write blanks for ever where a grammar lets them.
+whole_model = pytest.mark.skipif(SCALE > 1, reason="wants a model that ends its JSON")
 
 
 def pytest_collection_modifyitems(items):

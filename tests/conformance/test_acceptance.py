@@ -22,6 +22,8 @@ from tritonclient.utils import InferenceServerException, deserialize_bytes_tenso
 
 from triton_text import outputs, text_inputs, text_of
 
+from conftest import whole_model
+
 MAX = {"max_tokens": 128}
 EXACT = {"ignore_eos": True}
 USER = [{"role": "user", "content": "Name three stations of the line to the north."}]
@@ -515,6 +517,7 @@ def test_17_structured_output(client, model):
         jsonschema.validate(json.loads(exact.message.content), SCHEMA)
 
 
+@whole_model
 def test_17_tools(client, model):
     ask = [{"role": "user", "content": "When do trains leave Sendai?"}]
     named = {"type": "function", "function": {"name": "timetable"}}

@@ -9,6 +9,8 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
+from conftest import whole_model
+
 
 @pytest.fixture(scope="module")
 def chat(url, model):
@@ -82,6 +84,7 @@ class Ticket(BaseModel):
     platform: int
 
 
+@whole_model
 def test_structured_output(chat):
     longer = chat.model_copy(update={"max_tokens": 200})
     for method in ("json_schema", "function_calling"):

@@ -6,6 +6,8 @@ import jsonschema
 import openai
 import pytest
 
+from conftest import whole_model
+
 USER = [{"role": "user", "content": "Describe a cat as JSON."}]
 CAT = {"type": "object", "additionalProperties": False, "required": ["name", "age", "color"],
        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 30},
@@ -91,6 +93,7 @@ def test_bad_grammars(client, model, more, param):
     assert e.value.param == param
 
 
+@whole_model
 def test_required_tool(client, model):
     answer = client.chat.completions.create(model=model, messages=ASK, tools=TOOLS, tool_choice="required",
                                             parallel_tool_calls=False, temperature=0, max_tokens=200)
@@ -111,6 +114,7 @@ def test_named_tool(client, model):
     jsonschema.validate(json.loads(choice.message.tool_calls[0].function.arguments), TOOLS[0]["function"]["parameters"])
 
 
+@whole_model
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_streamed_arguments(client, model, choice):
     name = arguments = ""
@@ -160,6 +164,7 @@ def test_conversation_with_a_tool(client, model):
     assert answer.usage.completion_tokens > 0
 
 
+@whole_model
 def test_response_with_a_schema(client, model):
     answer = client.responses.create(model=model, input="A cat as JSON.", temperature=0, max_output_tokens=200,
                                      text={"format": {"type": "json_schema", "name": "cat", "schema": CAT}})

@@ -10,7 +10,7 @@ import tritonclient.http as triton_http
 import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
-from conftest import HAS_GRPC
+from conftest import HAS_GRPC, whole_model
 
 PROMPT = "The capital of France is"
 PREFIX = "/ekiben_conformance_"
@@ -103,6 +103,7 @@ def test_classification(wire):
                      outputs=[module.InferRequestedOutput("text_output", class_count=1)])
 
 
+@whole_model
 def test_guided_decoding(wire):
     module, client = wire
     guide = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "[0-9]{4}"}
